@@ -1,0 +1,168 @@
+"""Recipes: reading YAML, applying dotted overrides, and telling a mistake with its file, line and dotted path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from chattune.core.errors import SettingError, UsageError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line (from 1) of each dotted path in it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError("no such recipe.", path=str(path), value=str(path), hint="See `configs/` for whole recipes.") from None
+    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
+        raise UsageError(f"cannot be read as a recipe: {error}.", path=str(path), rule="a YAML file in UTF-8") from None
+    try:
+        data = yaml.safe_load(text)
+        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(
+            f"is not valid YAML: {getattr(error, 'problem', error)}.", path=place, rule="valid YAML", hint="Check the indentation."
+        ) from None
+    if data is None:
+        return {}, {}
+    if not isinstance(data, dict):
+        raise UsageError(f"holds a {type(data).__name__}, not sections.", path=str(path), rule="a mapping of sections")
+    return data, lines
+
+
+def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """`data` with each ``dotted.path=value`` applied in order; values are read as YAML.
+
+    A part named by a word becomes a mapping when one of its settings is addressed, and a list of parts is addressed by
+    the part's name: ``train.regularizers.label_smoothing.strength=0.2``.
+    """
+    changed = copy.deepcopy(dict(data))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise UsageError(
+                f"'{assignment}' is not an override.", value=assignment, rule="path=value",
+                hint="Write it like train.optimizer.lr=0.001.",
+            )
+        try:
+            value = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError:
+            value = text
+        _assign(changed, keys, value, path.strip())
+    return changed
+
+
+def validate(model: type[Model], data: Any, *, file: Path | None = None, lines: Mapping[str, int] | None = None, prefix: str = "") -> Model:
+    """`data` as a `model`, or a `SettingError` that names the dotted path, the value, the rule and the nearest name."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, file=file, lines=lines, prefix=prefix) from None
+
+
+def explain(
+    error: ValidationError, *, file: Path | None = None, lines: Mapping[str, int] | None = None, prefix: str = ""
+) -> SettingError:
+    """The first mistake that pydantic found, in our words."""
+    details = error.errors(include_url=False)
+    first: Any = details[0]
+    keys: list[Any] = [*filter(None, prefix.split(".")), *first["loc"]]
+    while first["type"] == "inside_part":
+        context = first["ctx"]
+        if keys and isinstance(keys[-1], int):
+            keys[-1] = context["part"]  # a list of parts is addressed by name
+        first = context["error"]
+        keys += first["loc"]
+    message, hint, value = first["msg"], "", first.get("input")
+    context = first.get("ctx") or {}
+    if first["type"] == "unknown_setting":
+        keys.append(context["key"])
+        message, hint = f"no setting is called '{context['key']}'.", context["hint"]
+        value = context["key"]
+    elif first["type"] == "missing":
+        message, value = "must be given.", None
+    else:
+        message = f"{value!r}: {message[0].lower()}{message[1:]}." if not isinstance(value, Mapping) else f"{message}."
+    path = ".".join(str(key) for key in keys)
+    line = _nearest_line(lines or {}, path)
+    more = f" ({len(details) - 1} more mistakes)" if len(details) > 1 else ""
+    place = f"{file}:{line}: {path}" if file and line else path
+    return SettingError(message + more, path=place or None, value=value, rule=first["msg"], hint=hint or None)
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as ``{dotted.path: value}``; lists of parts are keyed by the part's name."""
+    if isinstance(data, Mapping):
+        items = {} if data else {prefix: {}}
+        for key, value in data.items():
+            items |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return items
+    if isinstance(data, list) and data and all(isinstance(item, Mapping) and "name" in item for item in data):
+        flat = {}
+        for item in data:
+            flat |= flatten({k: v for k, v in item.items() if k != "name"} or "on", f"{prefix}.{item['name']}")
+        return flat
+    return {prefix: data}
+
+
+def _assign(node: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
+    for position, key in enumerate(keys[:-1]):
+        inner = node.get(key)
+        if isinstance(inner, str):
+            inner = {"name": inner}
+        elif inner is None:
+            inner = {}
+        elif isinstance(inner, list):
+            return _assign_in_list(inner, keys[position + 1 :], value, path)
+        elif not isinstance(inner, dict):
+            place = ".".join(keys[: position + 1])
+            raise SettingError(f"'{place}' is a value and has no settings.", path=path, value=inner, rule="a section or a part")
+        node[key] = inner
+        node = inner
+    node[keys[-1]] = value
+
+
+def _assign_in_list(parts: list[Any], keys: list[str], value: Any, path: str) -> None:
+    for index, item in enumerate(parts):
+        name = item if isinstance(item, str) else item.get("name", next(iter(item))) if isinstance(item, dict) and item else None
+        if name != keys[0]:
+            continue
+        settings = item if isinstance(item, dict) and "name" in item else {"name": name, **(item[name] or {} if isinstance(item, dict) else {})}
+        parts[index] = settings
+        if len(keys) > 1:
+            _assign(settings, keys[1:], value, path)
+        return
+    part: dict[str, Any] = {"name": keys[0]}
+    if len(keys) > 1:
+        _assign(part, keys[1:], value, path)
+    parts.append(part)
+
+
+def _lines(node: yaml.Node | None, prefix: str) -> Iterable[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = f"{prefix}.{key.value}" if prefix else str(key.value)
+            yield path, key.start_mark.line + 1
+            yield from _lines(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _lines(item, prefix)
+
+
+def _nearest_line(lines: Mapping[str, int], path: str) -> int | None:
+    keys = path.split(".")
+    while keys:
+        if ".".join(keys) in lines:
+            return lines[".".join(keys)]
+        keys.pop()
+    return None

@@ -1,0 +1,1 @@
+"""Scores with intervals, beside the baselines that any model must beat. Entry: `stage.evaluate`."""

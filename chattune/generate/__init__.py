@@ -1,0 +1,1 @@
+"""From a prompt to a reply: decoding and the stream of reply events."""
