@@ -1,4 +1,8 @@
-"""Metrics: numbers about replies, each with an interval over conversations."""
+"""Metrics: numbers about replies, each with an interval over conversations.
+
+Every reply counts: an empty one scores nothing where there was something to say, and is never left out. No figure depends
+on the order of the items.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A value with its 95 % bootstrap interval over conversations; `per_item` in the order of the items, where it exists."""
+    """A value with its 95 % bootstrap interval over conversations; `per_item` in the order of the items, where it exists.
+
+    `note` declares what the value depends on: the tokenisation, the signature of a library.
+    """
 
     value: float
     low: float
     high: float
     per_item: tuple[float, ...] = field(default=())
+    note: str = ""
 
     def as_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
@@ -40,3 +48,8 @@ class Metric(Part):
     @property
     def better(self) -> str:
         return "higher"
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when the reply is compared with what a person answered; otherwise people can be scored beside the model."""
+        return True

@@ -1,0 +1,141 @@
+"""How surprised a model is by a split: nats for each dialog, every target token scored exactly once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chattune.evaluate import bootstrap
+
+if TYPE_CHECKING:
+    from chattune.models.language_model import LanguageModel
+    from chattune.tokens.token_set import TokenSplit
+    from chattune.tokens.windows import Windows
+
+Array = np.ndarray
+
+_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """One entry a dialog: `nll` in nats, `tokens` scored, `bytes` of UTF-8 that these tokens stand for.
+
+    The end-of-turn token is scored and stands for no bytes, so bits per byte charge the model for knowing when to stop.
+    """
+
+    nll: Array
+    tokens: Array
+    bytes: Array
+
+    @property
+    def loss(self) -> float:
+        """Nats per target token."""
+        return float(self.nll.sum() / max(self.tokens.sum(), 1))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between vocabularies: bits for each byte of the text."""
+        return float(self.nll.sum() / math.log(2) / max(self.bytes.sum(), 1))
+
+    @property
+    def perplexity(self) -> float:
+        """Comparable only between models that share a vocabulary."""
+        return _exponential(self.loss)
+
+    def intervals(self, seed: int) -> dict[str, tuple[float, float, float]]:
+        """``bits_per_byte`` and ``perplexity``, each as value, low and high over conversations."""
+        bits = bootstrap.interval(np.stack((self.nll / math.log(2), self.bytes), axis=1), bootstrap.ratio, seed)
+        loss = bootstrap.interval(np.stack((self.nll, self.tokens), axis=1), bootstrap.ratio, seed)
+        return {"bits_per_byte": bits, "perplexity": (_exponential(loss[0]), _exponential(loss[1]), _exponential(loss[2]))}
+
+
+def split_loss(
+    model: LanguageModel,
+    split: TokenSplit,
+    byte_lengths: Array,
+    *,
+    context: int,
+    overlap: int = 0,
+    rows: int = 16,
+    limit: int | None = None,
+) -> SplitLoss:
+    """The loss of every dialog in `split` (of at most `limit` dialogs, evenly spaced).
+
+    Dialogs longer than `context` are cut into windows; a later window sees `overlap` tokens of the one before without
+    scoring them again. A token counts when its weight is above zero, and then once: weights are for training. Windows
+    of like length go through together, at most ``rows * context`` positions a forward. `byte_lengths`: (vocabulary,).
+    The negative log-likelihood is computed in float32 whatever the model's type; the model's mode is left as it was.
+    """
+    import torch
+
+    from chattune.tokens.order import collate
+    from chattune.tokens.windows import windows
+
+    cut = windows(split, context, strategy="split", overlap=overlap)
+    chosen = _evenly(len(split), limit)
+    device = next(model.parameters()).device
+    nll = torch.zeros(len(split), dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference_mode: tables that a model builds on first use must stay trainable-safe
+            for group in _groups(cut, np.flatnonzero(np.isin(cut.dialog, chosen)), rows * context):
+                batch = collate(split, cut, [[window] for window in group], pad=split.control["pad"])
+                scored = batch.weights > 0
+                dialogs = torch.from_numpy(np.asarray(cut.dialog)[group].astype(np.int64))[:, None].expand_as(scored)[scored]
+                # One window a row and padding on the right: a causal model needs neither segments nor a mask.
+                hidden = model.hidden(batch.inputs.to(device))[scored.to(device)]
+                targets = batch.targets[scored].to(device)
+                step = max(1, _LOGITS // model.vocabulary)
+                for part in (slice(start, start + step) for start in range(0, len(targets), step)):
+                    logits = model.head(hidden[part]).float()
+                    surprise = torch.nn.functional.cross_entropy(logits, targets[part], reduction="none")
+                    nll.index_add_(0, dialogs[part], surprise.double().cpu())
+    finally:
+        model.train(was_training)
+    tokens, lengths = _sizes(split, byte_lengths)
+    return SplitLoss(nll.numpy()[chosen], tokens[chosen], lengths[chosen])
+
+
+def score_tokens(split: TokenSplit, byte_lengths: Array, log_probabilities: Array) -> SplitLoss:
+    """The loss of a model that scored every token of `split` itself. `log_probabilities`: (tokens,) natural logarithms."""
+    surprise = np.where(np.asarray(split.weights) > 0, -log_probabilities, 0.0)
+    return SplitLoss(_per_dialog(surprise, split.offsets), *_sizes(split, byte_lengths))
+
+
+def _exponential(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # beyond that a float has no word for it
+
+
+def _evenly(count: int, limit: int | None) -> Array:
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, max(limit, 1)).round().astype(np.int64))
+
+
+def _groups(cut: Windows, chosen: Array, positions: int) -> list[Array]:
+    """Windows sorted by length, longest first, in groups whose padded size is at most `positions`."""
+    ordered = chosen[np.argsort(-np.asarray(cut.length)[chosen], kind="stable")]
+    groups, start = [], 0
+    while start < len(ordered):
+        size = max(1, positions // int(max(cut.length[ordered[start]], 1)))
+        groups.append(ordered[start : start + size])
+        start += size
+    return groups
+
+
+def _sizes(split: TokenSplit, byte_lengths: Array) -> tuple[Array, Array]:
+    scored = np.asarray(split.weights) > 0
+    lengths = np.where(scored, np.asarray(byte_lengths)[np.asarray(split.ids)], 0)
+    return _per_dialog(scored, split.offsets), _per_dialog(lengths, split.offsets)
+
+
+def _per_dialog(values: Array, offsets: Array) -> Array:
+    running = np.concatenate(([0], np.cumsum(values, dtype=np.float64)))
+    offsets = np.asarray(offsets, dtype=np.int64)
+    sums: Array = running[offsets[1:]] - running[offsets[:-1]]
+    return sums
