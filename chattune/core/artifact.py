@@ -6,6 +6,7 @@ given with ``--name``, by its directory name or by a prefix of its digest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -89,7 +90,8 @@ class Home:
     def names(self) -> dict[str, str]:
         """Names given with ``--name``, and the run directory that each means."""
         folder = self.path / "names"
-        return {p.name: p.read_text("utf-8").strip() for p in sorted(folder.iterdir()) if not p.name.startswith(".")} if folder.is_dir() else {}
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {entry.name: entry.read_text("utf-8").strip() for entry in entries if not entry.name.startswith(".")}
 
     def give_name(self, name: str, run: Path) -> None:
         """Let `name` mean `run` from now on."""
@@ -99,19 +101,19 @@ class Home:
 
     def find(self, reference: str | os.PathLike[str]) -> Path:
         """The run directory that `reference` means: a path, a name, a directory name or a digest prefix."""
-        path = Path(reference)
-        if (path / PLAN).exists():
-            return path
         text = os.fspath(reference)
+        with contextlib.suppress(OSError, ValueError):  # too long for a path, or no text at all: then it is no path
+            if text and (Path(text) / PLAN).exists():
+                return Path(text)
         names = self.names()
         if text in names:
-            run = self.path / names[text]
+            run = self.path / Path(names[text]).name
             if not (run / PLAN).exists():
                 raise ArtifactError(f"the run called '{text}' is gone.", path=str(run), hint="See `chattune runs`.")
             return run
         runs = self.runs()
         matches = [p for p in runs if p.name == text] or [
-            p for p in runs if p.name.startswith(text) or p.name.rpartition("-")[2].startswith(text)
+            p for p in runs if text and (p.name.startswith(text) or p.name.rpartition("-")[2].startswith(text))
         ]
         if len(matches) == 1:
             return matches[0]

@@ -24,14 +24,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
         raise UsageError(f"cannot be read as a recipe: {error}.", path=str(path), rule="a YAML file in UTF-8") from None
     try:
+        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader), path)
         data = yaml.safe_load(text)
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), ""))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UsageError(
-            f"is not valid YAML: {getattr(error, 'problem', error)}.", path=place, rule="valid YAML", hint="Check the indentation."
-        ) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"is not valid YAML: {problem}.", path=place, rule="valid YAML", hint="Check the indentation.") from None
+    except RecursionError:
+        raise UsageError("is nested too deeply.", path=str(path), rule="sections, parts and their settings") from None
     if data is None:
         return {}, {}
     if not isinstance(data, dict):
@@ -62,7 +63,9 @@ def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     return changed
 
 
-def validate(model: type[Model], data: Any, *, file: Path | None = None, lines: Mapping[str, int] | None = None, prefix: str = "") -> Model:
+def validate(
+    model: type[Model], data: Any, *, file: Path | None = None, lines: Mapping[str, int] | None = None, prefix: str = ""
+) -> Model:
     """`data` as a `model`, or a `SettingError` that names the dotted path, the value, the rule and the nearest name."""
     try:
         return model.model_validate(data)
@@ -92,7 +95,9 @@ def explain(
     elif first["type"] == "missing":
         message, value = "must be given.", None
     else:
-        message = f"{value!r}: {message[0].lower()}{message[1:]}." if not isinstance(value, Mapping) else f"{message}."
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        message = f"{message[0].lower()}{message[1:]}".rstrip(".?!") + (message[-1] if message[-1] in "?!" else ".")
+        message = message if isinstance(value, Mapping) else f"{shown}: {message}"
     path = ".".join(str(key) for key in keys)
     line = _nearest_line(lines or {}, path)
     more = f" ({len(details) - 1} more mistakes)" if len(details) > 1 else ""
@@ -103,12 +108,12 @@ def explain(
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as ``{dotted.path: value}``; lists of parts are keyed by the part's name."""
     if isinstance(data, Mapping):
-        items = {} if data else {prefix: {}}
+        items: dict[str, Any] = {} if data else {prefix: {}}
         for key, value in data.items():
             items |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
         return items
     if isinstance(data, list) and data and all(isinstance(item, Mapping) and "name" in item for item in data):
-        flat = {}
+        flat: dict[str, Any] = {}
         for item in data:
             flat |= flatten({k: v for k, v in item.items() if k != "name"} or "on", f"{prefix}.{item['name']}")
         return flat
@@ -123,7 +128,8 @@ def _assign(node: dict[str, Any], keys: list[str], value: Any, path: str) -> Non
         elif inner is None:
             inner = {}
         elif isinstance(inner, list):
-            return _assign_in_list(inner, keys[position + 1 :], value, path)
+            _assign_in_list(inner, keys[position + 1 :], value, path)
+            return
         elif not isinstance(inner, dict):
             place = ".".join(keys[: position + 1])
             raise SettingError(f"'{place}' is a value and has no settings.", path=path, value=inner, rule="a section or a part")
@@ -137,7 +143,8 @@ def _assign_in_list(parts: list[Any], keys: list[str], value: Any, path: str) ->
         name = item if isinstance(item, str) else item.get("name", next(iter(item))) if isinstance(item, dict) and item else None
         if name != keys[0]:
             continue
-        settings = item if isinstance(item, dict) and "name" in item else {"name": name, **(item[name] or {} if isinstance(item, dict) else {})}
+        written = item if isinstance(item, dict) else {}
+        settings = written if "name" in written else {"name": name, **(written.get(name) or {})}
         parts[index] = settings
         if len(keys) > 1:
             _assign(settings, keys[1:], value, path)
@@ -148,15 +155,34 @@ def _assign_in_list(parts: list[Any], keys: list[str], value: Any, path: str) ->
     parts.append(part)
 
 
-def _lines(node: yaml.Node | None, prefix: str) -> Iterable[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = f"{prefix}.{key.value}" if prefix else str(key.value)
-            yield path, key.start_mark.line + 1
-            yield from _lines(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _lines(item, prefix)
+def _lines(root: yaml.Node | None, file: Path) -> dict[str, int]:
+    """Dotted path → line. A key written twice is refused: YAML itself would drop the first in silence."""
+    lines: dict[str, int] = {}
+    seen: set[int] = set()  # an alias may stand in many places, or in itself
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        if node is None or id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys: dict[str, int] = {}
+            for key, value in node.value:
+                line, name = key.start_mark.line + 1, str(key.value)
+                if name in keys:
+                    raise UsageError(
+                        f"'{name}' stands here and in line {keys[name]}.", path=f"{file}:{line}", value=name, rule="each key once",
+                        hint="Remove one of them.",
+                    )
+                keys[name] = line
+                path = f"{prefix}.{name}" if prefix else name
+                lines.setdefault(path, line)
+                walk(value, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                walk(item, prefix)
+
+    walk(root, "")
+    return lines
 
 
 def _nearest_line(lines: Mapping[str, int], path: str) -> int | None:

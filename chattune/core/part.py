@@ -42,7 +42,7 @@ def setting(
     `low` and `high` are inclusive, `above` and `below` exclusive. `search` is a narrower range (or a list of choices) that
     a study tries by default; `log` says that it is searched on a logarithmic scale.
     """
-    extra = {name: value for name, value in (("log", log or None), ("search", search)) if value is not None}
+    extra: dict[str, Any] = {name: value for name, value in (("log", log or None), ("search", search)) if value is not None}
     return Field(default, description=meaning, ge=low, le=high, gt=above, lt=below, json_schema_extra=extra or None)
 
 
@@ -137,13 +137,14 @@ class Kind:
         return sorted(
             file.name.removesuffix(".py")
             for file in os.scandir(self.path)
-            if file.name.endswith(".py") and not file.name.startswith("_")
+            if file.name.endswith(".py") and not file.name.startswith(("_", "."))
         )
 
     def contract(self) -> type[Part]:
         """The class that every part of this kind derives from."""
         module = importlib.import_module(self.package)
-        return next(value for value in vars(module).values() if _is_own_part(value, module.__name__))
+        contract: type[Part] = next(value for value in vars(module).values() if _is_own_part(value, module.__name__))
+        return contract
 
     def load(self, name: str) -> type[Part]:
         """The part of that name; only now is its file imported.
@@ -164,7 +165,8 @@ class Kind:
                 f"{self.name}/{name}.py defines {len(parts)} parts.", rule="one file holds exactly one public part",
                 hint="Give helper classes a leading underscore.",
             )
-        return parts[0]
+        part: type[Part] = parts[0]
+        return part
 
     def summary(self, name: str) -> str:
         """First line of the part's docstring, read from its syntax tree without importing it."""

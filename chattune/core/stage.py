@@ -18,6 +18,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import shutil
 import subprocess
 import time
 import typing
@@ -125,16 +126,15 @@ def plan(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact 
     change the answer (the bytes of source files) by a method ``fingerprint()``.
     """
     sections = {name: config[name] if name in config else stage.default(name) for name in stage.sections}
+    found = {name: {"run": artifact.path.name, "digest": artifact.digest} for name, artifact in inputs.items() if artifact is not None}
     question = {
         "schema": SCHEMA,
         "stage": stage.name,
         "config": {name: _plain(value) for name, value in sections.items()},
-        "inputs": {
-            name: {"run": artifact.path.name, "digest": artifact.digest} for name, artifact in inputs.items() if artifact is not None
-        },
+        "inputs": found,
         "sources": {name: value.fingerprint() for name, value in sections.items() if hasattr(value, "fingerprint")},
     }
-    address = files.digest_of_data({**question, "inputs": {name: item["digest"] for name, item in question["inputs"].items()}})
+    address = files.digest_of_data({**question, "inputs": {name: item["digest"] for name, item in found.items()}})
     run = home.path / f"{stage.name}-{address[:DIGITS]}"
     run.mkdir(parents=True, exist_ok=True)
     if not (run / PLAN).exists():
@@ -151,6 +151,7 @@ def execute(run: Path) -> Artifact:
     with _only_one(run):
         if (run / MANIFEST).exists():
             return stage.output.open(run)
+        _sweep(run)
         arguments = _arguments(stage, question, run)
         started = time.perf_counter()
         artifact = stage.function(**arguments, out=run)
@@ -225,11 +226,15 @@ def _arguments(stage: Stage, question: dict[str, Any], run: Path) -> dict[str, A
                 raise ArtifactError(f"the plan has no input '{name}'.", path=str(run / PLAN))
             arguments[name] = None
             continue
+        if entry["run"] != Path(entry["run"]).name or entry["run"] in ("", ".", ".."):
+            raise ArtifactError(
+                "names an input outside the home.", path=str(run / PLAN), value=entry["run"], rule="the name of a run directory"
+            )
         artifact = kind.open(run.parent / entry["run"])
         if artifact.digest != entry["digest"]:
             raise ResumeError(
-                f"its input {entry['run']} holds other data than when this run was planned.", path=str(run), value=artifact.digest[:DIGITS],
-                rule=f"input digest {entry['digest'][:DIGITS]}", hint="Run the recipe again: other data makes a new run.",
+                f"its input {entry['run']} holds other data than when this run was planned.", path=str(run),
+                value=artifact.digest[:DIGITS], rule=f"input digest {entry['digest'][:DIGITS]}", hint="Run the recipe again: other data makes a new run.",
             )
         artifact.verify()
         arguments[name] = artifact
@@ -258,6 +263,17 @@ def _finish(run: Path, question: dict[str, Any], seconds: float) -> None:
     )
 
 
+def _sweep(run: Path) -> None:
+    """Remove what a killed process left half-written: temporary files and directories begin with a dot, outputs never do."""
+    for path in [*run.glob(".*"), *run.glob("*/.*")]:
+        if path.name == ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _only_one(run: Path) -> Iterator[None]:
     with (run / ".lock").open("w") as handle:
@@ -275,7 +291,8 @@ def _commit() -> str | None:
     if not (ROOT.parent / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(ROOT.parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        command = ["git", "-C", str(ROOT.parent), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

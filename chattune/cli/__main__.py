@@ -1,0 +1,5 @@
+"""``python -m chattune.cli``."""
+
+from chattune.cli import main
+
+raise SystemExit(main())

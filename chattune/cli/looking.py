@@ -1,0 +1,265 @@
+"""Commands that look: runs, show, diff, tree, list, explain, env."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chattune import story
+from chattune.cli import cards
+from chattune.cli.answer import USUAL, Answer, Common, interval, number, plain, table
+from chattune.core import files
+from chattune.core.artifact import MANIFEST, Home
+from chattune.core.errors import ArtifactError
+from chattune.core.part import iterate_parts, kind, kinds
+from chattune.core.progress import duration
+from chattune.core.stage import differing, hardware, question_of, versions
+
+
+def runs(*, common: Common = USUAL) -> Answer:
+    """List every run, finished or not."""
+    home = Home(common.home)
+    names: dict[str, list[str]] = {}
+    for name, run in home.names().items():
+        names.setdefault(run, []).append(name)
+    found = []
+    for path in home.runs():
+        manifest = files.read_json(path / MANIFEST) if (path / MANIFEST).exists() else {}
+        found.append(
+            {
+                "run": path.name, "stage": question_of(path)["stage"], "names": names.get(path.name, []), "finished": bool(manifest),
+                "when": manifest.get("finished"), "seconds": manifest.get("seconds"),
+                "bytes": sum(item["size"] for item in manifest.get("outputs", {}).values()),
+            }
+        )  # fmt: skip
+    if not found:
+        return Answer(f"No runs in {common.home}. Make one with `chattune demo`.", {"runs": []})
+    rows = [
+        (r["run"], ", ".join(r["names"]) or "–", r["when"] or "unfinished", duration(r["seconds"] or 0), files.size(r["bytes"]))
+        for r in found
+    ]
+    return Answer(table(rows, ("run", "names", "finished", "time", "size"), right=(3, 4)), {"runs": found})
+
+
+def show(run: str, /, *, common: Common = USUAL) -> Answer:
+    """Show what came out of a run: scores beside the baselines, counts, times, the report's path.
+
+    Parameters
+    ----------
+    run
+        a path, a name, or the beginning of a digest
+    """
+    told = story.summary(run, common.home)
+    return Answer(evaluation_card(told), told)
+
+
+def diff(a: str, b: str, /, *, common: Common = USUAL) -> Answer:
+    """Print the settings, sources and metrics in which two runs of one stage differ.
+
+    Parameters
+    ----------
+    a
+        one run
+    b
+        the other run
+    """
+    first, second = (Home(common.home).find(reference) for reference in (a, b))
+    questions = [question_of(path) for path in (first, second)]
+    if questions[0]["stage"] != questions[1]["stage"]:
+        raise ArtifactError(
+            f"{first.name} and {second.name} are runs of different stages.", rule="two runs of one stage",
+            hint="See `chattune tree RUN`.",
+        )
+    # The whole lineage counts: two trainings on different data differ there, though their own settings agree.
+    settings = differing(*(_settings_of_lineage(path) for path in (first, second)))
+    metrics = differing(*(story.summary(path).get("metrics") or _metrics(path) for path in (first, second)))
+    rows = [(path, number(x), number(y)) for path, x, y in [*settings, *metrics]]
+    data = {
+        "runs": [str(first), str(second)],
+        "settings": {path: [x, y] for path, x, y in settings},
+        "metrics": {path: [x, y] for path, x, y in metrics},
+    }
+    return Answer(table(rows, ("path", first.name, second.name)) if rows else "No difference.", data)
+
+
+def tree(run: str, /, *, common: Common = USUAL) -> Answer:
+    """Print what a run was made from, back to the raw logs.
+
+    Parameters
+    ----------
+    run
+        a path, a name, or the beginning of a digest
+    """
+    address = Home(common.home).find(run)
+    data = _tree(address)
+    return Answer("\n".join(_tree_lines(data)), data)
+
+
+def list_(kind_name: str | None = None, /, *, common: Common = USUAL) -> Answer:
+    """List the kinds of parts, the parts of one kind, or the shipped recipes.
+
+    Parameters
+    ----------
+    kind_name
+        a kind such as ``regularizers``, or ``recipes``; nothing: every kind
+    """
+    if kind_name == "recipes":
+        recipes = {path.stem: _first_comment(path) for path in sorted(story.RECIPES.glob("*.yaml"))}
+        return Answer(table(recipes.items()), {"recipes": recipes})
+    if kind_name is None:
+        rows = [(name, str(len(k.names())), cards.meaning(k)) for name, k in kinds().items()]
+        data = {name: {"meaning": cards.meaning(k), "parts": k.names()} for name, k in kinds().items()}
+        count = sum(1 for _ in iterate_parts())
+        hint = f"{count} parts. `chattune list KIND` names them, `chattune list recipes` the recipes."
+        return Answer(f"{table(rows, ('kind', 'parts', 'meaning'), right=(1,))}\n\n{hint}", {"kinds": data})
+    chosen = kind(kind_name)
+    parts = {name: chosen.summary(name) for name in chosen.names()}
+    return Answer(f"{cards.meaning(chosen)}\n\n{table(parts.items())}", {"kind": chosen.name, "parts": parts})
+
+
+def explain(name: str, /, *, common: Common = USUAL) -> Answer:
+    """Explain a part, a kind or a setting: its card, defaults, limits and search range.
+
+    Parameters
+    ----------
+    name
+        a part (``label_smoothing``), a kind (``optimizers``), ``kind/part``, or a dotted path (``train.optimizer.lr``)
+    """
+    found = cards.explain(name)
+    return Answer("\n\n".join(cards.card_text(card) for card in found), {"cards": found})
+
+
+def env(*, common: Common = USUAL) -> Answer:
+    """Show versions, cores, memory, device and disk, and how large a model this machine can train."""
+    import torch
+
+    machine = hardware()
+    free = shutil.disk_usage(next(p for p in (common.home, *common.home.absolute().parents) if p.exists())).free
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name(0) if cuda else "cpu"
+    memory = torch.cuda.mem_get_info(0)[0] if cuda else available_memory()
+    flops = matmul_rate(torch.device("cuda" if cuda else "cpu"))
+    # 16 bytes a parameter (weight, gradient, two moments in float32), and as much again for activations at small batches.
+    fits = int(memory / 32)
+    # Compute-optimal training sees about 20 tokens a parameter at 6 operations each; a third of the measured peak is usual.
+    hour = int((3600 * flops / 3 / 6 / 20) ** 0.5)
+    data: dict[str, Any] = {
+        "versions": versions(), **machine, "device": device, "memory_available_bytes": memory, "disk_free_bytes": free,
+        "matmul_gflops": round(flops / 1e9, 1), "parameters_that_fit": fits, "parameters_in_an_hour": hour,
+        "threads": torch.get_num_threads(), "variables": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES},
+    }  # fmt: skip
+    rows = [
+        *((name, version) for name, version in data["versions"].items()),
+        ("cores", f"{machine['cores']} ({machine['machine']}, {machine['system']}), {data['threads']} threads"),
+        ("memory", f"{files.size(memory)} available of {files.size(machine['memory_bytes'])}"),
+        ("disk", f"{files.size(free)} free for {common.home}"),
+        ("device", f"{device}, {data['matmul_gflops']} GFLOP/s measured on a float32 matrix product"),
+        *data["variables"].items(),
+    ]
+    sentence = (
+        f"You can train up to ~{millions(fits)} parameters here before memory runs out; "
+        f"an hour of training suits ~{millions(hour)} (20 tokens a parameter)."
+    )
+    return Answer(f"{table(rows)}\n\n{sentence}", data)
+
+
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "NO_COLOR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
+
+
+def available_memory() -> int:
+    """Bytes that a new process can use: what the kernel calls available, under the control group's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next((row for row in meminfo.read_text().splitlines() if row.startswith("MemAvailable:")), "")
+        available = int(line.split()[1]) * 1024 if line else available
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        files_of_group = Path("/sys/fs/cgroup", limit), Path("/sys/fs/cgroup", used)
+        if all(file.exists() for file in files_of_group):
+            words = [file.read_text().strip() for file in files_of_group]
+            if words[0].isdigit():
+                available = min(available, int(words[0]) - int(words[1]))
+    return available
+
+
+def matmul_rate(device: Any) -> float:
+    """Floating-point operations a second of a 1024³ float32 matrix product, the best of a few within 0.3 s."""
+    import time
+
+    import torch
+
+    x = torch.ones(1024, 1024, device=device)
+    best, until = float("inf"), time.perf_counter() + 0.3
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        float((x @ x)[0, 0])  # reading one number waits for the device
+        best = min(best, time.perf_counter() - began)
+    return float(2 * 1024**3 / best)
+
+
+def millions(count: float) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
+
+def evaluation_card(told: Mapping[str, Any]) -> str:
+    """The summary of a run for people: scores beside the baselines first."""
+    state = "" if told["finished"] else f"  (unfinished: `chattune resume {Path(told['run']).name}`)"
+    lines = [f"{told['stage']}  {told['run']}{state}"]
+    metrics, baselines = told.get("metrics") or {}, told.get("baselines") or {}
+    if metrics and all(isinstance(score, dict) for score in metrics.values()):
+        names = list(baselines)
+        rows = [(metric, interval(score), *(interval(baselines[b].get(metric)) for b in names)) for metric, score in metrics.items()]
+        lines += ["", table(rows, ("metric", "this model", *(name.replace("_", " ") for name in names)))]
+    split, counts = told.get("split") or {}, told.get("counts") or {}
+    facts = []
+    if "parameters" in told:
+        facts.append(("parameters", number(told["parameters"])))
+    if split:
+        facts.append(("split", "  ".join(f"{name} {number(value)}" for name, value in split.items())))
+    if counts:
+        dropped = ", ".join(f"{reason} {n}" for reason, n in counts.get("dropped", {}).items()) or "none"
+        facts.append(("dialogs", f"read {number(counts.get('read'))}, kept {number(counts.get('kept'))}, dropped: {dropped}"))
+    if told.get("seconds", {}).get("total"):
+        facts.append(("time", "  ".join(f"{stage} {duration(seconds)}" for stage, seconds in told["seconds"].items())))
+    if told.get("report"):
+        facts.append(("report", told["report"]))
+    return plain("\n".join([*lines, "", table(facts)] if facts else lines))
+
+
+def _settings_of_lineage(address: Path) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for path in reversed(story.lineage(address)):
+        question = question_of(path)
+        merged |= question["config"] | {f"sources of {section}": value for section, value in question["sources"].items()}
+    return merged
+
+
+def _metrics(address: Path) -> dict[str, Any]:
+    found: dict[str, Any] = files.read_json(address / MANIFEST)["metrics"] if (address / MANIFEST).exists() else {}
+    return found
+
+
+def _tree(address: Path) -> dict[str, Any]:
+    question = question_of(address)
+    sources = [path for facts in question["sources"].values() for path in (facts if isinstance(facts, (dict, list)) else [facts])]
+    return {
+        "run": address.name, "stage": question["stage"], "finished": (address / MANIFEST).exists(),
+        "sources": [str(source) for source in sources],
+        "inputs": {name: _tree(address.parent / entry["run"]) for name, entry in question["inputs"].items()},
+    }  # fmt: skip
+
+
+def _tree_lines(node: dict[str, Any], indent: str = "") -> list[str]:
+    lines = [f"{indent}{node['run']}" + ("" if node["finished"] else "  (unfinished)")]
+    lines += [f"{indent}   {plain(source)}" for source in node["sources"]]
+    for inner in node["inputs"].values():
+        lines += _tree_lines(inner, f"{indent}└─ " if not indent else f"   {indent}")
+    return lines
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text("utf-8").split("\n", 1)[0]
+    return line.lstrip("# ").rstrip()

@@ -1,0 +1,222 @@
+"""Commands that make something: demo, run, the single stages, resume; and chat with what was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from chattune import story
+from chattune.cli.answer import USUAL, Answer, Common, plain, table
+from chattune.cli.looking import evaluation_card
+from chattune.core.artifact import Artifact, Home, check_name
+from chattune.core.errors import UsageError
+from chattune.core.stage import load_stage, plan
+
+Name = Annotated[str | None, Parameter(help="a name for the run")]
+DryRun = Annotated[bool, Parameter(negative="", help="say what it would cost, and do nothing")]
+RecipeOption = Annotated[str | None, Parameter(help="a YAML recipe for the settings; without one: the defaults")]
+
+
+def demo(
+    *overrides: str, lang: Annotated[Literal["en", "zh"], Parameter(help="English or Chinese dialogs")] = "en", name: Name = "demo",
+    dry_run: DryRun = False, common: Common = USUAL,
+) -> Answer:
+    """Train, judge and meet a first chat model on built-in dialogs, in under ten minutes on two cores.
+
+    Parameters
+    ----------
+    overrides
+        settings to change, as ``path=value``
+    """
+    recipe = story.Recipe.read("demo" if lang == "en" else f"demo-{lang}", overrides)
+    if dry_run:
+        return _forecast(recipe)
+    result = story.run(recipe, home=common.home, name=name)
+    lines = [*_samples(result.summary), evaluation_card(result.summary), "", *_next(name or result.run.name, result.report)]
+    return Answer(plain("\n".join(lines)), result.summary)
+
+
+def run(
+    recipe: str, /, *overrides: str, name: Name = None, dry_run: DryRun = False,
+    until: Annotated[str | None, Parameter(help="the last stage to do")] = None, common: Common = USUAL,
+) -> Answer:
+    """Run a recipe from raw conversations to a report; what is already finished is found.
+
+    Parameters
+    ----------
+    recipe
+        a YAML file, or the name of a shipped recipe (``chattune list recipes``)
+    overrides
+        settings to change, as ``path=value``
+    """
+    chosen = story.Recipe.read(recipe, overrides)
+    if dry_run:
+        return _forecast(chosen)
+    result = story.run(chosen, home=common.home, name=name, until=until)
+    lines = [evaluation_card(result.summary), "", *_next(name or result.run.name, result.report)]
+    return Answer("\n".join(lines), result.summary)
+
+
+def collect(
+    *files_and_settings: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Read conversations from files, and split them without leaks.
+
+    Parameters
+    ----------
+    files_and_settings
+        files of conversations; settings to change, as ``path=value``
+    """
+    files, overrides = _sorted_out(files_and_settings)
+    sources: dict[str, Any] = {"collect": {"sources": files}} if files else {}
+    return _one("collect", (), overrides, recipe, name, common, sources)
+
+
+def prepare(dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL) -> Answer:
+    """Turn collected dialogs into tokens: train the tokenizer, render, store.
+
+    Parameters
+    ----------
+    dialogs
+        a collect run
+    overrides
+        settings to change, as ``path=value``
+    """
+    return _one("prepare", [dialogs], overrides, recipe, name, common)
+
+
+def train(
+    tokens: str, /, *overrides: str, start: Annotated[str | None, Parameter(help="a run whose model to start from")] = None,
+    recipe: RecipeOption = None, name: Name = None, dry_run: DryRun = False, common: Common = USUAL,
+) -> Answer:
+    """Train a model on a token set.
+
+    Parameters
+    ----------
+    tokens
+        a prepare run
+    overrides
+        settings to change, as ``path=value``
+    """
+    if dry_run:
+        return _forecast(story.Recipe.read(recipe or {}, overrides))
+    return _one("train", [tokens], overrides, recipe, name, common, start=start)
+
+
+def evaluate(checkpoint: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL) -> Answer:
+    """Score a model on the untouched test split, beside the baselines, and write the report.
+
+    Parameters
+    ----------
+    checkpoint
+        a train run
+    overrides
+        settings to change, as ``path=value``
+    """
+    return _one("evaluate", [checkpoint], overrides, recipe, name, common)
+
+
+def resume(run: str, /, *, common: Common = USUAL) -> Answer:
+    """Continue an interrupted run, and the recipe that it was part of to its end.
+
+    Parameters
+    ----------
+    run
+        a path, a name, or the beginning of a digest
+    """
+    result = story.resume(run, common.home)
+    return Answer(evaluation_card(result.summary), result.summary)
+
+
+def chat(
+    run: str, /, *, prompt: Annotated[str | None, Parameter(help="answer this and end")] = None,
+    system: Annotated[str | None, Parameter(help="a system message before the conversation")] = None,
+    seed: Annotated[int, Parameter(help="the same seed gives the same replies")] = 0,
+    temperature: Annotated[float | None, Parameter(help="0: always the likeliest token")] = None,
+    top_k: Annotated[int | None, Parameter(help="draw from the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, Parameter(help="draw from the likeliest tokens that hold this share")] = None,
+    min_p: Annotated[float | None, Parameter(help="leave out tokens below this share of the likeliest")] = None,
+    repetition_penalty: Annotated[float | None, Parameter(help="above 1: what was said becomes less likely")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="end a reply after so many tokens")] = None, common: Common = USUAL,
+) -> Answer:
+    """Talk to a model: streaming, with history; /help says what else. Reads a pipe too, one message a line.
+
+    Parameters
+    ----------
+    run
+        a train or evaluate run: a path, a name, or the beginning of a digest
+    """
+    options = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "max_tokens": max_tokens, "seed": seed,
+    }  # fmt: skip
+    story.checkpoint_of(Home(common.home).find(run))  # a mistake is told before torch is imported
+    from chattune.core.config import validate
+    from chattune.generate.reply import Sampling
+
+    sampling = validate(Sampling, {key: value for key, value in options.items() if value is not None}, prefix="--")
+    model = story.load(run, common.home)
+    if prompt is None and not common.json:
+        from chattune.generate.terminal import chat as talk_to
+
+        talk_to(model, sampling, system=system)
+        return Answer()
+    if prompt is None:
+        raise UsageError("--json needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+    reply = model.replies([messages], sampling)[0]
+    return Answer(plain(reply.text), {"reply": reply.text, "tokens": reply.tokens, "finish_reason": reply.finish_reason})
+
+
+def _one(
+    stage_name: str, references: Sequence[str], overrides: Sequence[str], recipe: str | None, name: str | None, common: Common,
+    more: Mapping[str, Any] | None = None, start: str | None = None,
+) -> Answer:
+    """Plan and execute one stage, its inputs found from the references and what those were made from."""
+    if name is not None:
+        check_name(name)
+    stage = load_stage(stage_name)
+    chosen = story.Recipe.read(recipe or more or {}, overrides)
+    if recipe and more:
+        raise UsageError("give files or a recipe, not both.", rule="one source of conversations", hint="Put the files into the recipe.")
+    home = Home(common.home)
+    found = [home.find(reference) for reference in references]
+    explicit: dict[str, Artifact | None] = {"start": None} if "start" in stage.inputs else {}
+    if start is not None:
+        explicit["start"] = story.open_run(story.checkpoint_of(home.find(start)))
+    inputs = story.inputs_from(stage, story.chain_up(found), explicit)
+    address = plan(stage, chosen.of(stage), inputs, home)
+    if name is not None:
+        home.give_name(name, address)
+    story.answer(address)
+    told = story.summary(address, home.path)
+    return Answer(evaluation_card(told), told)
+
+
+def _forecast(recipe: story.Recipe) -> Answer:
+    story.say_derived(recipe)
+    data = story.forecast(recipe)
+    return Answer(table((key.replace("_", " "), value) for key, value in data["said"].items()), data)
+
+
+def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files, and overrides (``dotted.path=value`` that is not a file)."""
+    overrides = [word for word in words if re.match(r"[a-z_]+(\.[A-Za-z0-9_]+)+=", word) and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides
+
+
+def _next(reference: str, report: Path | None) -> list[str]:
+    lines = ["Next:", f"  chattune chat {reference}"]
+    if report is not None:
+        lines.append(f"  open {report} in a browser")
+    return [*lines, "  chattune run chat collect.sources=…   your own conversations (docs/guide.md)"]
+
+
+def _samples(summary: Mapping[str, Any]) -> list[str]:
+    return []
+
+

@@ -1,0 +1,350 @@
+"""The story: a recipe with a section for each stage, run from raw conversations to a report; finished work is found.
+
+This is where the stages meet. They know nothing of one another: inputs are matched by the class of the artifact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from chattune.core import files
+from chattune.core.artifact import MANIFEST, Artifact, Home, check_name
+from chattune.core.config import explain, flatten, override, read_yaml
+from chattune.core.errors import ArtifactError, SettingError, UnknownName, did_you_mean
+from chattune.core.part import ROOT, Part
+from chattune.core.progress import duration, talk
+from chattune.core.stage import Stage, execute, load_stage, plan, question_of
+
+if TYPE_CHECKING:
+    from chattune.generate.reply import ChatModel
+
+STORY = ("collect", "prepare", "train", "evaluate")
+RECIPES = ROOT / "recipes"
+
+
+def stages() -> list[Stage]:
+    """The stages of the story in order; imports their modules and no torch."""
+    return [load_stage(name) for name in STORY]
+
+
+def schema() -> dict[str, tuple[Stage, Any]]:
+    """Section → the first stage that reads it, and the section's type."""
+    found: dict[str, tuple[Stage, Any]] = {}
+    for stage in stages():
+        for section, hint in stage.sections.items():
+            found.setdefault(section, (stage, hint))
+    return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every section of the story, typed and complete.
+
+    `sections`: name → settings; `derived`: dotted path → value that followed from the dial; `given`: dotted paths that the
+    recipe or an override set; `source`: where it was read.
+    """
+
+    sections: Mapping[str, Any]
+    derived: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+    source: str = ""
+
+    @classmethod
+    def read(cls, reference: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """A recipe from a YAML file, the name of a shipped one, or a mapping; defaults < recipe < overrides.
+
+        Raises `SettingError` with file, line and dotted path for a setting that does not exist or does not fit.
+        """
+        overrides = list(overrides)
+        file, data, lines = _source(reference)
+        changed = override(data, overrides)
+        return cls._build(changed, file, _without(lines, [text.partition("=")[0].strip() for text in overrides]))
+
+    @classmethod
+    def _build(cls, data: Mapping[str, Any], file: Path | None, lines: Mapping[str, int]) -> Recipe:
+        known = schema()
+        for name in data:
+            if name not in known:
+                place = f"{file}:{lines[name]}: {name}" if file and name in lines else str(name)
+                raise SettingError(
+                    f"no section is called '{name}'.", path=place, value=name, rule=f"one of {', '.join(known)}",
+                    hint=did_you_mean(str(name), known),
+                )
+        sections = {name: _section(name, *known[name], data.get(name), file, lines) for name in known}
+        sections, derived = _derive(sections)
+        return cls(sections, derived, frozenset(flatten(data)), str(file or ""))
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data from which `read` builds the same recipe."""
+        return {name: _plain(value) for name, value in self.sections.items()}
+
+    def of(self, stage: Stage) -> dict[str, Any]:
+        """The sections that one stage reads."""
+        return {name: self.sections[name] for name in stage.sections}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` gives: the run that holds the model (or the last one made), its report, every run by stage, and the summary."""
+
+    run: Path
+    report: Path | None
+    runs: Mapping[str, Path]
+    summary: Mapping[str, Any]
+
+
+def run(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    home: str | os.PathLike[str] = "runs",
+    name: str | None = None,
+    until: str | None = None,
+) -> Result:
+    """Collect, prepare, train and evaluate; what is already finished is found and not done again.
+
+    `recipe`: a YAML file, the name of a shipped recipe, a mapping or a `Recipe`; `overrides`: ``dotted.path=value``;
+    `name`: what the run is called from now on; `until`: the last stage to do.
+    """
+    if until is not None and until not in STORY:
+        raise UnknownName(
+            f"no stage is called '{until}'.", path="--until", value=until, rule=f"one of {STORY}", hint=did_you_mean(until, STORY)
+        )
+    if name is not None:
+        check_name(name)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe, overrides)
+    say_derived(recipe)
+    place = Home(Path(home))
+    made: dict[str, Path] = {}
+    pool: list[Artifact] = []
+    for stage in stages():
+        address = plan(stage, recipe.of(stage), inputs_from(stage, pool), place)
+        made[stage.name] = address
+        _remember(place, address, recipe, name, until)
+        if name is not None and stage.name != "evaluate":
+            place.give_name(name, address)
+        pool.insert(0, answer(address))
+        if stage.name == until:
+            break
+    report = made.get("evaluate")
+    model = made.get("train", list(made.values())[-1])
+    return Result(model, report / "report.html" if report else None, made, summary(model, place.path))
+
+
+def answer(address: Path) -> Artifact:
+    """Execute a planned run and say what happened: found, or done in so many seconds."""
+    found = (address / MANIFEST).exists()
+    if not found:
+        talk().print(f"{question_of(address)['stage']}  {address.name}", markup=False)
+    artifact = execute(address)
+    seconds = artifact.manifest["seconds"]
+    talk().print(f"{artifact.manifest['stage']}  {'reused' if found else 'finished'} {address.name}  {duration(seconds)}", markup=False)
+    return artifact
+
+
+def resume(reference: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> Result:
+    """Continue an interrupted run where it stopped, and the story that it was part of to its end."""
+    address = Home(Path(home)).find(reference)
+    place = Home(address.parent)
+    memory = place.path / "stories" / f"{address.name}.json"
+    if memory.exists():
+        told = files.read_json(memory)
+        return run(Recipe.read(told["recipe"]), home=place.path, name=told["name"], until=told["until"])
+    artifact = answer(address)
+    return Result(address, None, {artifact.manifest["stage"]: address}, summary(address, place.path))
+
+
+def load(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> ChatModel:
+    """The chat model of a run: a path, a name or the beginning of a digest. A report leads to the checkpoint it judged.
+
+    Every file of the checkpoint is compared with its digest first. Raises `ArtifactError` where the run holds no model.
+    """
+    from chattune.generate.reply import ChatModel
+    from chattune.models.checkpoint import Checkpoint
+
+    address = checkpoint_of(Home(Path(home)).find(run))
+    checkpoint = Checkpoint.open(address)
+    checkpoint.verify()
+    return ChatModel(checkpoint.model(), checkpoint.template)
+
+
+def checkpoint_of(address: Path) -> Path:
+    """The training run that `address` is, or was made from."""
+    for candidate in lineage(address):
+        if question_of(candidate)["stage"] == "train":
+            return candidate
+    later = [run.name for run in Home(address.parent).runs() if question_of(run)["stage"] == "train" and address in lineage(run)]
+    raise ArtifactError(
+        f"is a {question_of(address)['stage']} run and holds no model.", path=str(address), rule="a train or evaluate run",
+        hint=f"Trained from it: {', '.join(later[:3])}." if later else f"Train one with `chattune train {address.name}`.",
+    )
+
+
+def lineage(address: Path) -> list[Path]:
+    """The run and everything that it was made from, nearest first."""
+    order, waiting = [], [address]
+    while waiting:
+        run = waiting.pop(0)
+        if run not in order:
+            order.append(run)
+            waiting += [address.parent / entry["run"] for entry in question_of(run)["inputs"].values()]
+    return order
+
+
+def report_of(address: Path) -> Path | None:
+    """The newest finished evaluation of a run (itself, if it is one)."""
+    finished = [run for run, manifest in Home(address.parent).finished() if manifest["stage"] == "evaluate"]
+    if address in finished:
+        return address
+    return next((run for run in reversed(finished) if address in lineage(run)), None)
+
+
+def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> dict[str, Any]:
+    """The numbers that stand for a run, in the form that ``chattune show RUN --json`` prints.
+
+    ``run``, ``report``, ``seconds``, ``parameters``, ``metrics``, ``baselines``, ``split``, ``counts`` as far as its lineage and
+    its evaluation know them, and ``stage``, ``finished``, ``runs``.
+    """
+    address = Home(Path(home)).find(run)
+    report = report_of(address)
+    chain = lineage(report or address)
+    manifests = {m["stage"]: m for m in (files.read_json(p / MANIFEST) for p in reversed(chain) if (p / MANIFEST).exists())}
+    told: dict[str, Any] = {}
+    for stage in ("collect", "prepare", "train", "evaluate"):
+        told |= manifests.get(stage, {}).get("metrics", {})
+    seconds = {stage: manifest["seconds"] for stage, manifest in manifests.items()}
+    return {
+        **told,
+        "run": str(address),
+        "stage": question_of(address)["stage"],
+        "finished": (address / MANIFEST).exists(),
+        "report": str(report / "report.html") if report else None,
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "runs": {question_of(p)["stage"]: str(p) for p in reversed(chain)},
+    }
+
+
+def inputs_from(stage: Stage, pool: Iterable[Artifact], explicit: Mapping[str, Artifact | None] | None = None) -> dict[str, Artifact | None]:
+    """The stage's inputs from the artifacts at hand, matched by class, first match first; `explicit` ones by parameter."""
+    pool, found = list(pool), dict[str, Artifact | None](explicit or {})
+    for parameter, (kind, optional) in stage.inputs.items():
+        if parameter in found:
+            continue
+        match = next((artifact for artifact in pool if isinstance(artifact, kind)), None)
+        if match is None and not optional:
+            raise ArtifactError(
+                f"{stage.name} needs a {kind.stage} run.", path=parameter, rule=f"a finished {kind.stage} run",
+                hint=f"Make one with `chattune {kind.stage}`; see `chattune runs`.",
+            )
+        found[parameter] = match
+    return found
+
+
+def open_run(address: Path) -> Artifact:
+    """The finished artifact of a run, as the class that its stage gives."""
+    return load_stage(question_of(address)["stage"]).output.open(address)
+
+
+def recipe_file(reference: str | os.PathLike[str]) -> Path:
+    """The file that a recipe's path or the name of a shipped recipe means."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    name = path.stem if path.parent.name in ("", "configs", "recipes") else ""
+    if name in shipped and path.suffix in ("", ".yaml") and not path.is_dir():
+        return shipped[name]
+    raise UnknownName(
+        "no such recipe.", path=str(path), value=str(path), rule="a YAML file, or the name of a shipped recipe",
+        hint=did_you_mean(path.stem, shipped),
+    )
+
+
+def forecast(recipe: Recipe) -> dict[str, Any]:
+    """What a run of the recipe would cost: parameters, tokens, steps, seconds, bytes of memory and disk. Trains nothing."""
+    from chattune.train.estimate import estimate
+
+    costs: dict[str, Any] = estimate(recipe.sections)
+    return costs
+
+
+def say_derived(recipe: Recipe) -> None:
+    """Print where the settings come from, and the values that followed from the dial."""
+    origin = recipe.source or "given in Python"
+    talk().print(f"recipe  {origin}  (defaults < recipe < path=value; {len(recipe.given)} set)", markup=False)
+    if recipe.derived:
+        talk().print("derived  " + "  ".join(f"{path}={value}" for path, value in recipe.derived.items()), markup=False)
+
+
+def _source(reference: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Path | None, Mapping[str, Any], Mapping[str, int]]:
+    if isinstance(reference, Mapping):
+        return None, reference, {}
+    file = recipe_file(reference)
+    return file, *read_yaml(file)
+
+
+def _without(lines: Mapping[str, int], overridden: list[str]) -> dict[str, int]:
+    """Lines of what the file still decides: a value given by an override has no line."""
+    gone = {f"{'.'.join(path.split('.')[:count])}" for path in overridden for count in range(1, path.count(".") + 2)}
+    return {path: line for path, line in lines.items() if path not in gone and not any(path.startswith(f"{o}.") for o in overridden)}
+
+
+def _section(name: str, stage: Stage, hint: Any, value: Any, file: Path | None, lines: Mapping[str, int]) -> Any:
+    default = stage.default(name)
+    if value is None:
+        return default
+    if isinstance(default, Part) and isinstance(value, Mapping) and "name" not in value:
+        value = {"name": default.name, **value}
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise explain(error, file=file, lines=lines, prefix=name) from None
+
+
+def _derive(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Let the dial fill what was left open: first the model's own settings, then those that it recommends elsewhere."""
+    known, resolved, derived = schema(), dict(sections), dict[str, Any]()
+    model = sections.get("model")
+    if model is None:
+        return resolved, derived
+    resolved["model"] = model.resolved()
+    before, after = flatten(model.dump(), "model"), flatten(resolved["model"].dump(), "model")
+    derived |= {path: value for path, value in after.items() if before.get(path) != value}
+    for path, value in resolved["model"].recommended().items():
+        section, *keys = path.split(".")
+        if section not in resolved:
+            continue
+        plain = _plain(resolved[section])
+        node = plain
+        for key in keys[:-1]:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and keys[-1] in node and node[keys[-1]] is None:
+            node[keys[-1]] = value
+            resolved[section] = _section(section, *known[section], plain, None, {})
+            derived[path] = value
+    return resolved, derived
+
+
+def _plain(value: Any) -> Any:
+    return value.dump() if isinstance(value, Part) else value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _remember(place: Home, address: Path, recipe: Recipe, name: str | None, until: str | None) -> None:
+    """Keep what was asked beside the runs, so that `resume` can go on to the end of the story."""
+    (place.path / "stories").mkdir(parents=True, exist_ok=True)
+    files.write_json(place.path / "stories" / f"{address.name}.json", {"recipe": recipe.dump(), "name": name, "until": until})
+
+
+def chain_up(pool: Iterable[Path]) -> Iterator[Artifact]:
+    """The artifacts of some runs, then of everything that they were made from."""
+    seen: list[Path] = []
+    for address in pool:
+        seen += [run for run in lineage(address) if run not in seen]
+    for address in seen:
+        yield open_run(address)
