@@ -22,12 +22,13 @@ class AdamW(Optimizer):
     beta1: float = setting(0.9, "decay of the mean of gradients", low=0.0, below=1.0)
     beta2: float = setting(0.95, "decay of the mean of squared gradients", low=0.0, below=1.0, search=[0.9, 0.95, 0.99, 0.999])
     epsilon: float = setting(1e-8, "added to the root of the second moment", above=0.0, high=1e-2, log=True)
-    weight_decay: float = setting(0.1, "share of a weight removed a step, times the rate; matrices and embeddings only", low=0.0, high=10.0)
+    weight_decay: float = setting(0.1, "share of a weight removed a step, times the rate; not norms or biases", low=0.0, high=10.0)
 
     def build(self, groups: list[dict[str, Any]]) -> TorchOptimizer:
         import torch
 
         torch_groups = [
-            {**group, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay if group["decay"] else 0.0} for group in groups
+            {**group, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay if group["decay"] else 0.0}
+            for group in groups
         ]
         return torch.optim.AdamW(torch_groups, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)

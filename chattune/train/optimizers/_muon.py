@@ -1,0 +1,99 @@
+"""The torch side of Muon: orthogonalised momentum for hidden matrices, AdamW for everything else, in one optimizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan 2024: steepest at 0, singular values end within about 0.7 … 1.2
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Groups with ``"muon": True`` hold matrices and take orthogonal steps; the others take AdamW's.
+
+    Muon's groups: ``lr, momentum, weight_decay, iterations``; AdamW's: ``lr, betas, eps, weight_decay``. All state belongs to
+    a parameter, so that it is stored and restored as any optimizer's.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; parameters without a gradient stay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                (self._orthogonal_step if group["muon"] else self._adamw_step)(group, parameters)
+        return loss
+
+    def _orthogonal_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        gradients = [_gradient(p) for p in parameters]
+        averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov: one more look ahead
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        same_shape = defaultdict(list)
+        for parameter, direction in zip(parameters, directions, strict=True):
+            same_shape[parameter.shape, parameter.device].append((parameter, direction))
+        for (shape, _), pairs in same_shape.items():
+            steps = orthogonalised(torch.stack([direction for _, direction in pairs]), group["iterations"])
+            rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5  # equal change of the output's RMS for tall and wide
+            torch._foreach_add_([p for p, _ in pairs], list(steps.to(pairs[0][0].dtype).unbind()), alpha=-rate)
+
+    def _adamw_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters, [_gradient(p) for p in parameters], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
+            [s["step"] for s in states], fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+
+
+def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
+    """(count, rows, columns) → nearly the U·Vᵀ of each matrix' U·S·Vᵀ, by a quintic Newton–Schulz iteration.
+
+    For matrices at least 1.5 times as long as wide the iteration runs on their square Gram matrix, which gives the same
+    polynomial for fewer multiplications. Float32: on CPUs bfloat16 products of this size were slower (RESULTS.md).
+    """
+    a, b, c = QUINTIC
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x.float() / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32) + 1e-7)
+    gram = x @ x.mT
+    if x.shape[2] >= 1.5 * x.shape[1]:
+        product: Tensor | None = None
+        for left in reversed(range(iterations)):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # p(G) = a·1 + b·G + c·G²
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else factor @ product
+            if left:
+                gram = factor @ (factor @ gram)  # the Gram matrix of p(G)·X; all of these commute
+        x = x if product is None else product @ x
+    else:
+        for left in reversed(range(iterations)):
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            if left:
+                gram = x @ x.mT
+    return x.mT if tall else x
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
