@@ -80,11 +80,8 @@ class KneserNey:
         before = np.zeros(len(ids), dtype=np.int64)
         for k, table in enumerate(self.tables, start=1):
             context = before if k == 1 else np.where(place >= k - 1, np.roll(before, 1), -1)
-            known = context >= 0
-            keys = np.where(known, context * self.vocabulary + ids, -1)
-            found = _find(table.keys, keys)
-            share = np.where(known, table.rest[context], 1.0)
-            probability = probability * share + np.where(found >= 0, table.kept[found], 0.0)
+            found = _find(table.keys, np.where(context >= 0, context * self.vocabulary + ids, -1))
+            probability = probability * _at(table.rest, context, 1.0) + _at(table.kept, found, 0.0)
             before = found
         logarithms: Array = np.log(probability)
         return logarithms
@@ -137,6 +134,12 @@ def _find(keys: Array, wanted: Array) -> Array:
         return np.full(len(wanted), -1, dtype=np.int64)
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, place, -1)
+
+
+def _at(values: Array, places: Array, otherwise: float) -> Array:
+    found = np.full(len(places), otherwise)
+    found[places >= 0] = values[places[places >= 0]]
+    return found
 
 
 def _table(keys: Array, counts: Array, contexts: int, vocabulary: int) -> _Table:
