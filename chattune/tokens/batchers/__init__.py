@@ -6,6 +6,8 @@ start again at each.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from chattune.core.part import Part
@@ -21,3 +23,16 @@ class Batcher(Part):
         a batch holds about ``tokens // context`` rows of `context` positions, or more rows that are shorter.
         """
         raise NotImplementedError
+
+    def time(self, context: int) -> int | None:
+        """Positions that each row is padded to; none: to the longest row of its batch."""
+        return None
+
+
+def in_batches(rows: list[list[int]], tokens: int, context: int, random: np.random.Generator) -> list[list[list[int]]]:
+    """`rows` of up to `context` positions in random order, in batches whose sizes differ by at most one row."""
+    full = max(1, tokens // context)
+    count = -(-len(rows) // full)
+    order = random.permutation(len(rows)).tolist()
+    cuts = [batch * len(rows) // count for batch in range(count + 1)] if count else [0]
+    return [[rows[row] for row in order[first:last]] for first, last in pairwise(cuts)]

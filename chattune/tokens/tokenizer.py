@@ -1,0 +1,219 @@
+"""The tokenizer: byte-level BPE over Chinese, English and everything else, lossless, with control tokens that no text can forge.
+
+Control tokens are matched on the raw string, before normalisation. Text is escaped so that it cannot hold one (a marker goes
+between ``<`` and ``|``), and the saved normaliser, which sees only what is not a control token, takes the escape out again.
+The chat template escapes in the same way, so transformers gives the same ids for the same messages.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from chattune.core import files
+from chattune.core.errors import CorruptError, DataError, SettingError
+
+TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)  # what a Hugging Face directory needs of us
+
+CONTROL = ("pad", "begin", "end", "system", "user", "assistant", "tool")  # ids 0 … 6, in this order
+SMALLEST = len(CONTROL) + 256  # control tokens and the bytes; merges come on top
+
+# U+FDD0 is a noncharacter: Unicode keeps it for internal use such as this. Texts that hold it are escaped and come back whole.
+MARK = "\ufdd0"
+MARK_ITSELF, MARK_BREAK = MARK + "0", MARK + "1"
+
+# As GPT-4's pattern, with marks beside letters (accents, Indic and Arabic vowels) and English contractions kept in the word.
+# Letter runs take one sign before them, which fits Chinese clauses (，我) as well as English words ( the). docs: RESULTS.md.
+PATTERN = "|".join(
+    (
+        r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+(?:['’]\p{L}{1,2}(?!\p{L}))?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+
+class Tokenizer:
+    """Text to ids and back. ``decode(encode(x)) == x`` for every text, and `encode` never gives a control id.
+
+    `vocabulary`: number of ids; `control`: name → id of the control tokens; `byte_lengths`: (vocabulary,) int64, the UTF-8
+    bytes that each id stands for, 0 for control ids.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        self.vocabulary: int = backend.get_vocab_size(with_added_tokens=True)
+        self.control: dict[str, int] = {name: _require(backend.token_to_id(control_token(name)), name) for name in CONTROL}
+        self._bytes = _bytes_of(backend, set(self.control.values()))
+        self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int, *, minimum_count: int = 2) -> Self:
+        """A tokenizer of exactly `vocabulary` ids, learnt from `texts`; the same texts give the same tokenizer.
+
+        `SettingError` when the texts support fewer: a pair of neighbours is merged only if it occurs `minimum_count` times.
+        """
+        if vocabulary < SMALLEST:
+            raise SettingError(
+                f"{vocabulary} ids are too few: {SMALLEST} stand for the bytes and the control tokens.", path="prepare.vocabulary",
+                value=vocabulary, rule=f"at least {SMALLEST}", hint=f"Set prepare.vocabulary={max(4096, SMALLEST)}.",
+            )
+        tokenizer = cls.train_at_most(texts, vocabulary, minimum_count=minimum_count)
+        if tokenizer.vocabulary < vocabulary:
+            raise SettingError(
+                f"the data supports {tokenizer.vocabulary} ids, not {vocabulary}.", path="prepare.vocabulary", value=vocabulary,
+                rule=f"at most {tokenizer.vocabulary} for this training split",
+                hint=f"Set prepare.vocabulary={tokenizer.vocabulary} or less, or bring more conversations.",
+            )
+        return tokenizer
+
+    @classmethod
+    def train_at_most(cls, texts: Iterable[str], vocabulary: int, *, minimum_count: int = 2) -> Self:
+        """As `train`, but a smaller tokenizer where the texts support no more."""
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Replace(MARK_BREAK, ""), normalizers.Replace(MARK_ITSELF, MARK)]
+        )
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=minimum_count,
+            special_tokens=[AddedToken(control_token(name), special=True, normalized=False) for name in CONTROL],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator((escaped(text) for text in texts), trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The tokenizer saved in `folder`."""
+        path = Path(folder) / TOKENIZER
+        try:
+            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DataError("is missing.", path=str(path), rule="a tokenizer that chattune saved") from None
+        except DataError:
+            raise
+        except Exception as error:  # the library raises bare Exception for a file that it cannot read
+            raise CorruptError(f"is not a tokenizer: {error}.", path=str(path), rule="a tokenizer that chattune saved") from None
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``; the template adds ``chat_template.jinja``."""
+        files.write_atomically(Path(folder) / TOKENIZER, self._backend.to_str(pretty=False))
+        files.write_json(
+            Path(folder) / TOKENIZER_CONFIG,
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": control_token("begin"),
+                "eos_token": control_token("end"),
+                "pad_token": control_token("pad"),
+                "clean_up_tokenization_spaces": False,
+                "padding_side": "right",
+            },
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, which may hold anything but a lone surrogate (`DataError`)."""
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in parallel on all cores that ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS`` leave."""
+        found = self._backend.encode_batch_fast([escaped(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; control ids are left out, bytes that are not UTF-8 become U+FFFD."""
+        return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
+
+    def stream(self) -> TextStream:
+        """Decodes ids one at a time."""
+        return TextStream(self._bytes)
+
+
+class TextStream:
+    """Text as it becomes complete: a character is held back until its last byte has come.
+
+    All that `push` gave, and then `finish`, is what `Tokenizer.decode` gives for the same ids.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, which may be empty."""
+        return self._decoder.decode(self._pieces[token])
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed, or nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def control_token(name: str) -> str:
+    """``"user"`` → ``"<|user|>"``."""
+    return f"<|{name}|>"
+
+
+def escaped(text: str) -> str:
+    """`text` without any ``<|``, so that no control token can be found in it; the normaliser undoes it exactly."""
+    if not text.isascii():
+        _refuse_surrogates(text)
+        text = text.replace(MARK, MARK_ITSELF)
+    return text.replace("<|", f"<{MARK_BREAK}|")
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, which no UTF-8 file can.",
+            value=text[max(0, error.start - 10) : error.start], rule="text that UTF-8 can hold",
+            hint="Read the file again with its right encoding, or replace such characters by U+FFFD.",
+        ) from None
+
+
+def _bytes_of(backend: tokenizers.Tokenizer, control: set[int]) -> list[bytes]:
+    """The bytes of each id: the library writes each byte as one printable character."""
+    byte_of = {character: byte for byte, character in _byte_characters()}
+    pieces = []
+    for token in range(backend.get_vocab_size(with_added_tokens=True)):
+        if token in control:
+            pieces.append(b"")
+            continue
+        text = backend.id_to_token(token)
+        if text is None or any(character not in byte_of for character in text):
+            raise DataError(f"id {token} stands for {text!r}, not for bytes.", path=TOKENIZER, rule="a byte-level tokenizer")
+        pieces.append(bytes(byte_of[character] for character in text))
+    return pieces
+
+
+def _byte_characters() -> Iterator[tuple[int, str]]:
+    """Byte-level BPE's alphabet (Radford et al. 2019): printable bytes stand for themselves, the others from U+0100 on."""
+    hidden = 0
+    for byte in range(256):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
+            yield byte, chr(byte)
+        else:
+            yield byte, chr(256 + hidden)
+            hidden += 1
+
+
+def _require(token: int | None, name: str) -> int:
+    if token is None:
+        raise DataError(f"has no control token {control_token(name)}.", path=TOKENIZER, rule="a tokenizer that chattune saved")
+    return token
