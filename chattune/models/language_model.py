@@ -1,0 +1,128 @@
+"""`LanguageModel`: what every family builds. Ids in, logits out, cached decoding, and parameter groups for optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chattune.models.families import Family
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token at every position, from that position and the ones before it.
+
+    Shapes: `ids`, `positions` and `segments` are (rows, time) integers. `positions` default to 0, 1, 2, …; `segments`
+    number the windows that share a row, which never see each other; -1 is padding. `hidden` and `head` are apart so that
+    a loss computes logits only where there is a target.
+    """
+
+    def __init__(self, family: Family, vocabulary: int) -> None:
+        super().__init__()
+        self.family, self.vocabulary = family, vocabulary
+
+    def hidden(
+        self, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """(rows, time, width). With a `cache` the ids continue what it holds, and it grows by them."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (…, vocabulary) of hidden states (…, width), in the model's dtype."""
+        raise NotImplementedError
+
+    def forward(
+        self, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Logits (rows, time, vocabulary)."""
+        return self.head(self.hidden(ids, positions, segments, cache))
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        """An empty memory for decoding `rows` replies of at most `length` tokens, prompt included."""
+        raise NotImplementedError
+
+    def set_dropout(self, rate: float) -> None:
+        """Let training drop this share of activations (0 keeps all) wherever the family has dropout."""
+        raise NotImplementedError
+
+    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights by their public names, and the entries of ``config.json`` that other libraries read; none where no other
+        library knows the architecture."""
+        return dict(self.state_dict()), {}
+
+    def load_exported(self, tensors: dict[str, Tensor]) -> None:
+        """Take weights named as `exported` names them; names and shapes were checked."""
+        self.load_state_dict(tensors, strict=True)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for `Optimizer.build`, each parameter once: ``params``, ``names``, ``role``, ``decay``.
+
+        ``splits`` says, for each parameter, the row counts of the matrices that are stored as one (queries, keys and
+        values; gate and up), for optimizers that treat a matrix as a whole; ``()`` where it is a single one.
+        """
+        tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)} | {"output.weight"}
+        found: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": []}
+        for name, parameter in self.named_parameters():
+            role = "embedding" if name in tables else "matrix" if parameter.ndim >= 2 else "vector"
+            found[role].append((name, parameter))
+        return [
+            {
+                "params": [parameter for _, parameter in items], "names": [name for name, _ in items], "role": role,
+                "decay": role != "vector", "splits": [self.splits(name) for name, _ in items],
+            }
+            for role, items in found.items()
+            if items
+        ]  # fmt: skip
+
+    def splits(self, name: str) -> tuple[int, ...]:
+        """Row counts of the matrices that the parameter `name` holds one above the other; ``()`` for a single one."""
+        return ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class Cache:
+    """Keys and values of the tokens so far, in a static block of memory; every row has its own length.
+
+    `lengths`: (rows,) tokens held. Rows of a ragged batch are padded on the right: a forward pass with ``segments`` of -1
+    at the padding counts only real tokens, and what padding wrote is overwritten by the tokens that follow.
+    """
+
+    def __init__(self, layers: int, rows: int, heads: int, length: int, head: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = [torch.zeros(rows, heads, length, head, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros_like(block) for block in self.keys]
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    @property
+    def length(self) -> int:
+        """Tokens that a row can hold."""
+        return self.keys[0].shape[2]
+
+    def slots(self, time: int) -> Tensor:
+        """(rows, time) places of the next `time` tokens, which are also their positions."""
+        slots = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
+        if int(slots[:, -1].max()) >= self.length:
+            raise ValueError(f"the cache holds {self.length} tokens a row; {int(slots.max()) + 1} were asked for")
+        return slots
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (rows, heads, time, head) keys and values at `slots`; gives all up to the last slot written."""
+        rows, heads, _, head = keys.shape
+        block, end = self.keys[layer], int(slots[:, -1].max()) + 1
+        index = (torch.arange(rows * heads, device=slots.device).view(rows, heads, 1) * self.length + slots[:, None]).flatten()
+        block.view(-1, head).index_copy_(0, index, keys.reshape(-1, head).to(block.dtype))
+        self.values[layer].view(-1, head).index_copy_(0, index, values.reshape(-1, head).to(block.dtype))
+        return block[:, :, :end], self.values[layer][:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, in this order."""
+        self.keys = [block.index_select(0, rows) for block in self.keys]
+        self.values = [block.index_select(0, rows) for block in self.values]
+        self.lengths = self.lengths.index_select(0, rows)
