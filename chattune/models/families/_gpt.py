@@ -56,13 +56,12 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, frame: _Frame) -> Tensor:
         rows, time, _ = x.shape
-        both, v = torch.split(self.qkv(x).view(rows, time, -1, self.head), (self.heads + self.kv, self.kv), dim=2)
+        both, v = torch.split(self.qkv(x).view(rows, time, -1, self.head), [self.heads + self.kv, self.kv], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             weight = torch.cat([self.query_norm.weight.expand(self.heads, -1), self.key_norm.weight.expand(self.kv, -1)])
             both = rms_norm(both, weight, self.query_norm.epsilon)
         both = rotate(both, frame.cos, frame.sin)
-        both = both.transpose(1, 2)  # (rows, heads, time, head)
-        q, k = both[:, : self.heads], both[:, self.heads :]
+        q, k = torch.split(both.transpose(1, 2), [self.heads, self.kv], dim=1)  # (rows, heads, time, head)
         v = v.transpose(1, 2)
         if frame.cache is not None and frame.slots is not None:
             k, v = frame.cache.write(self.layer, frame.slots, k, v)
