@@ -32,6 +32,10 @@ class LanguageModel(nn.Module):
         """Logits (…, vocabulary) of hidden states (…, width), in the model's dtype."""
         raise NotImplementedError
 
+    def head_weight(self) -> Tensor | None:
+        """(vocabulary, width) where `head` is one matrix product with it, so that a loss may take it in pieces; else none."""
+        return None
+
     def forward(
         self, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:

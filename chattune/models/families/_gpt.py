@@ -150,7 +150,10 @@ class GPTModel(LanguageModel):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embedding.weight if self.output is None else self.output.weight)
+        return F.linear(hidden, self.head_weight())
+
+    def head_weight(self) -> Tensor:
+        return self.embedding.weight if self.output is None else self.output.weight
 
     def new_cache(self, rows: int, length: int) -> Cache:
         f = self.family

@@ -1,0 +1,56 @@
+"""Cross-entropy of a linear head without ever holding all logits: loss and gradients are computed piece by piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_PIECE = 1 << 20  # logits held at once (4 MiB in float32): small enough for the processor's cache
+
+
+def linear_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """``Σ wᵢ·nllᵢ / Σ wᵢ`` for logits ``hidden · matrixᵀ``, and the plain nll of each position (no gradient flows from it).
+
+    `hidden`: (n, width); `matrix`: (vocabulary, width); `targets`: (n,) ids; `weights`: (n,) float32. The loss is float32.
+    """
+    loss, nll = _LinearCrossEntropy.apply(hidden, matrix, targets, weights)  # type: ignore[no-untyped-call]
+    return loss, nll
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        share = weights / weights.sum()
+        learning = hidden.requires_grad or matrix.requires_grad
+        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for_hidden = torch.empty_like(hidden) if learning else None
+        for_matrix = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if learning else None
+        rows = max(64, _PIECE // matrix.shape[0])
+        for first in range(0, len(hidden), rows):
+            piece, own = hidden[first : first + rows], targets[first : first + rows, None]
+            logits = torch.log_softmax((piece @ matrix.t()).float(), dim=-1)
+            nll[first : first + rows] = -logits.gather(1, own).squeeze(1)
+            if for_hidden is None or for_matrix is None:
+                continue
+            # d nll / d logits = softmax − one-hot, times the position's share of the loss
+            gradient = logits.exp_().scatter_add_(1, own, logits.new_full((1, 1), -1.0).expand_as(own))
+            gradient = gradient.mul_(share[first : first + rows, None]).to(hidden.dtype)
+            torch.mm(gradient, matrix, out=for_hidden[first : first + rows])
+            if hidden.dtype == torch.float32:
+                for_matrix.addmm_(gradient.t(), piece)
+            else:
+                for_matrix += gradient.t() @ piece
+        if learning:
+            ctx.save_for_backward(for_hidden, for_matrix)
+        ctx.matrix_dtype = matrix.dtype
+        ctx.mark_non_differentiable(nll)
+        return (share * nll).sum(), nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        for_hidden, for_matrix = ctx.saved_tensors
+        return for_hidden * gradient.to(for_hidden.dtype), (for_matrix * gradient).to(ctx.matrix_dtype), None, None
