@@ -350,8 +350,8 @@ def _lower(value: Any, path: str, tensors: dict[str, Tensor] | None) -> Any:
         keys = list(value)
         if all(isinstance(key, str) and key not in _TAGS for key in keys):
             return {key: _lower(item, f"{path}.{key}" if path else key, tensors) for key, item in value.items()}
-        places = [f"{path}.{key}" if path else str(key) for key in keys]
-        return {"$items": [[_lower(key, path, None), _lower(value[key], place, tensors)] for key, place in zip(keys, places, strict=True)]}
+        pairs = ((key, f"{path}.{key}" if path else str(key)) for key in keys)
+        return {"$items": [[_lower(key, path, None), _lower(value[key], place, tensors)] for key, place in pairs]}
     if isinstance(value, (list, tuple)):
         items = [_lower(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items

@@ -16,8 +16,9 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan 2024: steepest at 0, si
 class MuonWithAdamW(torch.optim.Optimizer):
     """Groups with ``"muon": True`` hold matrices and take orthogonal steps; the others take AdamW's.
 
-    Muon's groups: ``lr, momentum, weight_decay, iterations``; AdamW's: ``lr, betas, eps, weight_decay``. All state belongs to
-    a parameter, so that it is stored and restored as any optimizer's.
+    Muon's groups: ``lr, momentum, weight_decay, iterations`` and, for each parameter, ``splits``: the row counts of the matrices
+    that it holds one above the other (queries, keys, values), each of which is orthogonalised by itself. AdamW's groups: ``lr,
+    betas, eps, weight_decay``. All state belongs to a parameter, so that it is stored and restored as any optimizer's.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -38,17 +39,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def _orthogonal_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [_gradient(p) for p in parameters]
+        splits = dict(zip(group["params"], group.get("splits", ()), strict=False))
         averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov: one more look ahead
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         same_shape = defaultdict(list)
         for parameter, direction in zip(parameters, directions, strict=True):
-            same_shape[parameter.shape, parameter.device].append((parameter, direction))
+            rows = list(splits.get(parameter) or parameter.shape[:1])
+            parts = zip(torch.split(parameter, rows), torch.split(direction, rows), strict=True)
+            for weight, part in parts:  # views: adding to them changes the parameter
+                same_shape[weight.shape, weight.device].append((weight, part))
         for (shape, _), pairs in same_shape.items():
-            steps = orthogonalised(torch.stack([direction for _, direction in pairs]), group["iterations"])
+            steps = orthogonalised(torch.stack([part for _, part in pairs]), group["iterations"])
             rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5  # equal change of the output's RMS for tall and wide
-            torch._foreach_add_([p for p, _ in pairs], list(steps.to(pairs[0][0].dtype).unbind()), alpha=-rate)
+            torch._foreach_add_([weight for weight, _ in pairs], list(steps.to(pairs[0][0].dtype).unbind()), alpha=-rate)
 
     def _adamw_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
