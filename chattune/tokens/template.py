@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chattune.core import files
 from chattune.core.errors import DataError, SettingError, did_you_mean
 from chattune.dialogs.dialog import ROLES, Message
-from chattune.tokens.tokenizer import CHAT_TEMPLATE, MARK, Tokenizer
+from chattune.tokens.control import CHAT_TEMPLATE, MARK
+
+if TYPE_CHECKING:
+    from chattune.tokens.tokenizer import Tokenizer
 
 TARGETS = ("all", "assistant")
 

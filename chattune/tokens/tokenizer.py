@@ -1,9 +1,4 @@
-"""The tokenizer: byte-level BPE over Chinese, English and everything else, lossless, with control tokens that no text can forge.
-
-Control tokens are matched on the raw string, before normalisation. Text is escaped so that it cannot hold one (a marker goes
-between ``<`` and ``|``), and the saved normaliser, which sees only what is not a control token, takes the escape out again.
-The chat template escapes in the same way, so transformers gives the same ids for the same messages.
-"""
+"""The tokenizer: byte-level BPE over Chinese, English and everything else, lossless, with control tokens that no text can forge."""
 
 from __future__ import annotations
 
@@ -18,16 +13,17 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from chattune.core import files
 from chattune.core.errors import CorruptError, DataError, SettingError
-
-TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)  # what a Hugging Face directory needs of us
-
-CONTROL = ("pad", "begin", "end", "system", "user", "assistant", "tool")  # ids 0 … 6, in this order
-SMALLEST = len(CONTROL) + 256  # control tokens and the bytes; merges come on top
-
-# U+FDD0 is a noncharacter: Unicode keeps it for internal use such as this. Texts that hold it are escaped and come back whole.
-MARK = "\ufdd0"
-MARK_ITSELF, MARK_BREAK = MARK + "0", MARK + "1"
+from chattune.tokens.control import (
+    CONTROL,
+    MARK,
+    MARK_BREAK,
+    MARK_ITSELF,
+    SMALLEST,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    control_token,
+    escaped,
+)  # fmt: skip
 
 # As GPT-4's pattern, with marks beside letters (accents, Indic and Arabic vowels) and English contractions kept in the word.
 # Letter runs take one sign before them, which fits Chinese clauses (，我) as well as English words ( the). docs: RESULTS.md.
@@ -128,10 +124,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, which may hold anything but a lone surrogate (`DataError`)."""
-        return self.encode_many([text])[0]
+        return list(self._backend.encode(escaped(text), add_special_tokens=False).ids)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in parallel on all cores that ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS`` leave."""
+        """`encode` of each text, in parallel on all cores."""
         found = self._backend.encode_batch_fast([escaped(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
@@ -161,30 +157,6 @@ class TextStream:
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, or nothing."""
         return self._decoder.decode(b"", final=True)
-
-
-def control_token(name: str) -> str:
-    """``"user"`` → ``"<|user|>"``."""
-    return f"<|{name}|>"
-
-
-def escaped(text: str) -> str:
-    """`text` without any ``<|``, so that no control token can be found in it; the normaliser undoes it exactly."""
-    if not text.isascii():
-        _refuse_surrogates(text)
-        text = text.replace(MARK, MARK_ITSELF)
-    return text.replace("<|", f"<{MARK_BREAK}|")
-
-
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, which no UTF-8 file can.",
-            value=text[max(0, error.start - 10) : error.start], rule="text that UTF-8 can hold",
-            hint="Read the file again with its right encoding, or replace such characters by U+FFFD.",
-        ) from None
 
 
 def _bytes_of(backend: tokenizers.Tokenizer, control: set[int]) -> list[bytes]:

@@ -7,10 +7,12 @@ start again at each.
 from __future__ import annotations
 
 from itertools import pairwise
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chattune.core.part import Part
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Batcher(Part):

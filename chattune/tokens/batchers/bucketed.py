@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chattune.core.part import setting
 from chattune.tokens.batchers import Batcher
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Bucketed(Batcher):
@@ -20,6 +23,8 @@ class Bucketed(Batcher):
     spread: float = setting(0.1, "share by which lengths in a batch may differ, which mixes batches anew each epoch", low=0.0, high=1.0)
 
     def batches(self, lengths: np.ndarray, tokens: int, context: int, random: np.random.Generator) -> list[list[list[int]]]:
+        import numpy as np
+
         # Sorting by a key that is never below the length bounds the longest window of a batch by its first key.
         keys = lengths * (1.0 + self.spread * random.random(len(lengths)))
         order = np.lexsort((random.random(len(lengths)), -keys)).tolist()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chattune.tokens.batchers import Batcher, in_batches
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Packed(Batcher):
@@ -12,8 +15,8 @@ class Packed(Batcher):
 
     Windows are taken in random order and each goes where it leaves the least room (best fit).
 
-    Helps when: dialogs are much shorter than the context; always a good first choice. Hurts when: never measured to hurt, since
-    windows in a row do not see each other. Cost: under a second for 100,000 windows. Start with: this.
+    Helps when: dialogs are shorter than the context. Hurts when: a model cannot keep the windows of a row apart (families here
+    can: segments and positions start again at each). Cost: under a second for 100,000 windows. Start with: this.
     Source: best-fit bin packing, Johnson 1973; isolation as in Krell et al. 2021, arXiv:2107.02027.
     """
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chattune.tokens.batchers import Batcher, in_batches
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Padded(Batcher):

@@ -1,0 +1,124 @@
+"""The stage `prepare`: learn a tokenizer from the training split, and turn every split into ids with loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from chattune.core import files
+from chattune.core.errors import ArtifactError, DataError
+from chattune.core.part import Settings, setting
+from chattune.core.progress import progress, talk
+from chattune.core.stage import keep_summary, stage
+from chattune.dialogs.artifact import SPLITS, Dialogs
+from chattune.dialogs.dialog import Dialog
+from chattune.tokens.control import SMALLEST, TOKENIZER, escaped
+from chattune.tokens.template import Template
+from chattune.tokens.token_set import TokenSet
+
+if TYPE_CHECKING:
+    from chattune.tokens.tokenizer import Tokenizer
+
+VOCABULARY = 4096  # where neither the recipe nor the model's size says another
+CHARACTERS_AT_ONCE = 1 << 22  # of text that is encoded together: enough for all cores, little for the memory
+
+
+class PrepareConfig(Settings):
+    """How dialogs become ids."""
+
+    vocabulary: int | None = setting(None, "number of token ids; none: derived from the model's size", low=SMALLEST, high=1 << 20)
+    targets: Literal["all", "assistant"] = setting("all", "which turns carry loss; a message's own weight has the last word")
+    minimum_count: int = setting(2, "times that a pair must occur in the training split to become a token", low=1, high=1_000_000)
+    tokenizer: str | None = setting(None, "directory whose tokenizer is used instead of a new one, as fine-tuning needs")
+
+    def fingerprint(self) -> dict[str, str]:
+        """The bytes of a tokenizer that is taken over."""
+        if self.tokenizer is None:
+            return {}
+        path = Path(self.tokenizer) / TOKENIZER
+        if not path.is_file():
+            raise ArtifactError(
+                "has no tokenizer.", path=f"prepare.tokenizer: {self.tokenizer}", value=self.tokenizer,
+                rule=f"a directory with {TOKENIZER}, such as a finished prepare or train run",
+            )
+        return {self.tokenizer: files.digest_of(path)}
+
+
+@stage
+def prepare(*, config: PrepareConfig, dialogs: Dialogs, out: Path) -> TokenSet:
+    """Tokenizer, chat template, and each split as memory-mapped ids, loss weights and offsets."""
+    template = Template(_tokenizer(config, dialogs), config.targets)
+    template.save(out)
+    counts = {name: _encode(template, dialogs, name, out / name) for name in SPLITS}
+    keep_summary(out, {"token_set": {"vocabulary": template.tokenizer.vocabulary, "targets": config.targets, **counts}})
+    train = counts["train"]
+    talk().print(
+        f"prepare  vocabulary {template.tokenizer.vocabulary}  train {train['tokens']:,} tokens, {train['bytes_per_token']} bytes each,"
+        f" {train['targets']:,} of them targets  longest dialog {train['longest_dialog']:,}", markup=False,
+    )  # fmt: skip
+    return TokenSet(out)
+
+
+def _tokenizer(config: PrepareConfig, dialogs: Dialogs) -> Tokenizer:
+    from chattune.tokens.tokenizer import Tokenizer
+
+    if config.tokenizer is not None:
+        return Tokenizer.load(Path(config.tokenizer))
+    texts = (message.content for dialog in _read(dialogs, "train") for message in dialog.messages)
+    if config.vocabulary is not None:
+        return Tokenizer.train(texts, config.vocabulary, minimum_count=config.minimum_count)
+    tokenizer = Tokenizer.train_at_most(texts, VOCABULARY, minimum_count=config.minimum_count)
+    if tokenizer.vocabulary < VOCABULARY:
+        talk().print(f"prepare  vocabulary {tokenizer.vocabulary}, as many as the data supports", markup=False)
+    return tokenizer
+
+
+def _encode(template: Template, dialogs: Dialogs, split: str, folder: Path) -> dict[str, Any]:
+    """Write one split and count what is in it."""
+    from chattune.tokens.split_writer import SplitWriter
+
+    with (dialogs.path / f"{split}.jsonl").open("rb") as file:
+        total = sum(1 for _ in file)
+    count = {"dialogs": 0, "tokens": 0, "targets": 0, "bytes": 0, "longest_dialog": 0}
+    with SplitWriter(folder, template.tokenizer.vocabulary) as writer, progress(f"prepare {split}", total, unit="dialog") as bar:
+        for some in _together(_read(dialogs, split)):
+            piece = writer.append(template.render_many([dialog.messages for dialog in some]))
+            count["dialogs"] += len(piece)
+            count["tokens"] += len(piece.ids)
+            count["targets"] += int((piece.weights > 0).sum())
+            count["bytes"] += int(template.tokenizer.byte_lengths[piece.ids].sum())
+            count["longest_dialog"] = max(count["longest_dialog"], piece.longest)
+            bar.update(count["dialogs"], tokens=f"{count['tokens']:,}")
+    if split == "train" and count["targets"] == 0:
+        raise DataError(
+            "the training split has nothing to learn from.", path=str(dialogs.path / "train.jsonl"), value=0,
+            rule="at least one turn with a loss weight above zero", hint="Set prepare.targets=all, or bring more conversations.",
+        )
+    return {**count, "bytes_per_token": round(count["bytes"] / max(1, count["tokens"]), 3)}
+
+
+def _read(dialogs: Dialogs, split: str) -> Iterator[Dialog]:
+    """The dialogs of a split; one that UTF-8 cannot hold is told with the place it came from."""
+    for dialog in dialogs.read(split):
+        try:
+            for message in dialog.messages:
+                escaped(message.content)
+        except DataError as error:
+            raise DataError(
+                error.message, path=f"{dialog.file}:{dialog.line}", value=error.value, rule=error.rule, hint=error.hint
+            ) from None
+        yield dialog
+
+
+def _together(dialogs: Iterator[Dialog]) -> Iterator[list[Dialog]]:
+    some: list[Dialog] = []
+    characters = 0
+    for dialog in dialogs:
+        some.append(dialog)
+        characters += sum(len(message.content) for message in dialog.messages)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
