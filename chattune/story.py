@@ -230,7 +230,9 @@ def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") 
     }
 
 
-def inputs_from(stage: Stage, pool: Iterable[Artifact], explicit: Mapping[str, Artifact | None] | None = None) -> dict[str, Artifact | None]:
+def inputs_from(
+    stage: Stage, pool: Iterable[Artifact], explicit: Mapping[str, Artifact | None] | None = None
+) -> dict[str, Artifact | None]:
     """The stage's inputs from the artifacts at hand, matched by class, first match first; `explicit` ones by parameter."""
     pool, found = list(pool), dict[str, Artifact | None](explicit or {})
     for parameter, (kind, optional) in stage.inputs.items():

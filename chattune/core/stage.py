@@ -234,7 +234,8 @@ def _arguments(stage: Stage, question: dict[str, Any], run: Path) -> dict[str, A
         if artifact.digest != entry["digest"]:
             raise ResumeError(
                 f"its input {entry['run']} holds other data than when this run was planned.", path=str(run),
-                value=artifact.digest[:DIGITS], rule=f"input digest {entry['digest'][:DIGITS]}", hint="Run the recipe again: other data makes a new run.",
+                value=artifact.digest[:DIGITS], rule=f"input digest {entry['digest'][:DIGITS]}",
+                hint="Run the recipe again: other data makes a new run.",
             )
         artifact.verify()
         arguments[name] = artifact
