@@ -36,11 +36,6 @@ class LanguageModel(nn.Module):
         """(vocabulary, width) where `head` is one matrix product with it, so that a loss may take it in pieces; else none."""
         return None
 
-    def head_weight(self) -> Tensor | None:
-        """The matrix (vocabulary, width) where `head` is ``hidden @ matrix.T`` and no more, so that a loss can go over it in
-        pieces; else none."""
-        return None
-
     def forward(
         self, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
