@@ -34,6 +34,7 @@ class NextToken(Objective):
         if full or matrix is None:
             logits = model.head(hidden)
             nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-            return LossView(loss=(weights * nll).sum() / weights.sum(), logits=logits, targets=targets, weights=weights, nll=nll.detach())
+            loss = (weights * nll).sum() / weights.sum()
+            return LossView(loss=loss, logits=logits, targets=targets, weights=weights, nll=nll.detach())
         loss, nll = linear_cross_entropy(hidden, matrix, targets, weights)
         return LossView(loss=loss, logits=lambda: model.head(hidden), targets=targets, weights=weights, nll=nll)

@@ -1,0 +1,64 @@
+"""The settings of training. Knows no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from chattune.core.part import Settings, part_list, setting
+from chattune.tokens.batchers import Batcher
+from chattune.tokens.batchers.packed import Packed
+from chattune.train.objectives import Objective
+from chattune.train.objectives.next_token import NextToken
+from chattune.train.optimizers import Optimizer
+from chattune.train.optimizers.muon import Muon
+from chattune.train.regularizers import Regularizer
+from chattune.train.schedules import Schedule
+from chattune.train.schedules.warmup_stable_decay import WarmupStableDecay
+from chattune.train.stoppers import Stopper
+
+
+class TrainConfig(Settings):
+    """How long, with what, and how carefully. At most one of `steps`, `minutes` and `epochs` is given."""
+
+    steps: int | None = setting(None, "updates of the weights", low=1, high=100_000_000)
+    minutes: float | None = setting(
+        None, "wall time of the loop; the clock decides how far the schedule is, so repeat such a run with `steps`", above=0.0, high=1e6
+    )
+    epochs: float | None = setting(None, "passes over the training split; 1 when nothing else is given", above=0.0, high=1e6)
+    batch_tokens: int | None = setting(None, "input positions of one update, over all micro-batches and processes", low=2, high=1 << 30)
+    accumulate: int = setting(1, "micro-batches that one update is computed in; changes memory, not the result", low=1, high=1 << 16)
+    objective: Objective = NextToken()
+    optimizer: Optimizer = Muon()
+    schedule: Schedule = WarmupStableDecay()
+    regularizers: tuple[Regularizer, ...] = ()
+    stopper: Stopper | None = None
+    batcher: Batcher = Packed()
+    truncation: Literal["split", "left", "right", "middle"] = setting("split", "what to do with dialogs longer than the context")
+    clip: float = setting(1.0, "largest 2-norm of the whole gradient; 0: no clipping", low=0.0, high=1e6, search=(0.25, 4.0))
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "numbers of forward and backward; auto: the faster, measured")
+    compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile; auto: where a long run would win by it, measured")
+    threads: int | None = setting(None, "processor threads; none: one a core", low=1, high=1024)
+    evaluations: int = setting(10, "looks at the validation split over the run, the last one at its end", low=1, high=10_000)
+    evaluate_dialogs: int | None = setting(100, "validation dialogs of one look, evenly spaced; none: all", low=1, high=1 << 30)
+    probe_dialogs: int = setting(50, "training dialogs scored beside them, without dropout or smoothing; 0: none", low=0, high=1 << 30)
+    keep: Literal["best", "last"] = setting("best", "which weights to keep: those of the lowest validation loss, or the last ones")
+    save_seconds: float = setting(60.0, "time between checkpoints", low=0.0, high=1e6)
+    save_steps: int | None = setting(None, "steps between checkpoints, instead of the time", low=1, high=1 << 30)
+    keep_last: int = setting(2, "newest checkpoints kept while training", low=2, high=1000)
+    on_save_error: Literal["stop", "warn"] = setting("stop", "when a checkpoint cannot be written: stop, or warn and go on")
+    prompts: tuple[str, ...] = setting((), "answered before, half-way and after, to be looked at")
+
+    @field_validator("regularizers", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return part_list(value)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise PydanticCustomError("length", "{given} contradict one another: give one of them", {"given": " and ".join(given)})
+        return self

@@ -1,0 +1,164 @@
+"""What computes, and in which numbers: float32, or bfloat16 beside float32 masters; chosen by a short measurement and said.
+
+On some processors bfloat16 doubles the speed of a step, on others it halves it; nothing but a measurement on this machine
+tells. The choice is kept with the training state, so that a resumed run computes as it began.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from chattune.models.language_model import LanguageModel
+from chattune.train.budget import Budget
+
+Precision = Literal["float32", "bfloat16"]
+MARGIN = 1.15  # bfloat16 must win by more than the noise of a shared machine, so that equal runs choose equally
+COMPILE_SECONDS = 45.0  # what compiling costs before the first step, roughly; measured 25 to 60 on two cores
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the steps are computed."""
+
+    device: str
+    precision: Precision
+    compile: bool
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.precision}{', compiled' if self.compile else ''}"
+
+
+class Worker:
+    """The model that runs forward and backward: the master itself, or its bfloat16 copy.
+
+    Gradients always arrive in float32 on the masters, micro-batch by micro-batch, so that a sum over many of them loses nothing.
+    """
+
+    def __init__(self, master: LanguageModel, precision: Precision) -> None:
+        self.master = master
+        self.model = master if precision == "float32" else copy.deepcopy(master).to(torch.bfloat16)
+        self._pairs = [] if self.model is master else list(zip(self.model.parameters(), master.parameters(), strict=True))
+
+    def collect_gradients(self) -> None:
+        """After each backward pass: add the copy's gradients to the masters'."""
+        found = [(master, own.grad) for own, master in self._pairs if own.grad is not None]
+        if not found:
+            return
+        wide = [gradient.float() for _, gradient in found]
+        for (master, _), gradient in zip(found, wide, strict=True):
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        for own, _ in self._pairs:
+            own.grad = None
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After each step: the copy takes the masters' weights, rounded."""
+        for own, master in self._pairs:
+            own.copy_(master)
+
+
+def pick_device() -> str:
+    """``cuda`` (the local rank's) where there is one, else ``cpu``."""
+    import os
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None], wanted: str) -> tuple[Precision, str]:
+    """`wanted`, or for ``auto`` the faster of float32 and bfloat16 for forward and backward of one real micro-batch.
+
+    `step` runs forward and backward on the model given. Gives the choice and the sentence that explains it.
+    """
+    if wanted in ("float32", "bfloat16"):
+        return wanted, f"{wanted} as set"  # type: ignore[return-value]
+    if master.device.type == "cuda":
+        good = torch.cuda.is_bf16_supported()
+        return ("bfloat16", "bfloat16: this GPU computes in it") if good else ("float32", "float32: this GPU has no bfloat16")
+    half = copy.deepcopy(master).to(torch.bfloat16)
+    wide = copy.deepcopy(master)
+    times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for attempt in range(4):  # in turn, so that a slow moment of the machine hits both; the first round warms up
+        for name, model in (("float32", wide), ("bfloat16", half)):
+            began = time.perf_counter()
+            step(model)
+            if attempt:
+                times[name].append(time.perf_counter() - began)
+    slow, fast = min(times["float32"]), min(times["bfloat16"])
+    chosen: Precision = "bfloat16" if slow > MARGIN * fast else "float32"
+    return chosen, f"{chosen}: a pass takes {slow * 1000:.0f} ms in float32, {fast * 1000:.0f} ms in bfloat16"
+
+
+def choose_compile(
+    master: LanguageModel, step: Callable[[LanguageModel], None], precision: Precision, budget: Budget, passes: int
+) -> tuple[bool, str]:
+    """Whether `torch.compile` pays: where the run is long against the time compiling takes, both are measured.
+
+    `passes`: forward-backward passes of one update. Gives the choice and the clause that explains it.
+    """
+    cuda = master.device.type == "cuda"
+    able = importlib.util.find_spec("triton") is not None if cuda else shutil.which("g++") is not None
+    model = copy.deepcopy(master).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    plain = _seconds(step, model) * passes
+    planned = budget.seconds or plain * (budget.steps or 1)
+    if not able or planned < (4 if cuda else 20) * COMPILE_SECONDS:
+        return False, ""
+    began = time.perf_counter()
+    model.hidden = compiled(model)  # type: ignore[method-assign]
+    try:
+        fast = _seconds(step, model) * passes
+    except Exception as error:  # the compiler's own failures are of every kind; eager always works
+        return False, f"; compiling failed ({type(error).__name__})"
+    cost = time.perf_counter() - began
+    pays = planned * (1 - fast / plain) > 2 * cost
+    return pays, f"; compiled {fast / plain:.2f} of the time, for {cost:.0f} s of compiling"
+
+
+def compiled(model: LanguageModel) -> Callable[..., Tensor]:
+    """`model.hidden`, compiled for the shapes that it meets."""
+    faster: Callable[..., Tensor] = torch.compile(model.hidden, dynamic=False)
+    return faster
+
+
+def _seconds(step: Callable[[LanguageModel], None], model: LanguageModel) -> float:
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        step(model)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes (on CUDA: the allocator's peak)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what tensors free: large blocks go back to the system otherwise, and each step pays to clear new pages."""
+    import ctypes
+
+    with_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if with_mallopt is not None:
+        with_mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: its largest value, 32 MiB
+        with_mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def norm_of(parameters: list[nn.Parameter]) -> Tensor:
+    """The global 2-norm of the gradients, as a scalar tensor."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

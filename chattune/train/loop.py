@@ -1,0 +1,276 @@
+"""The loop: one for every objective that learns from a fixed set.
+
+What it promises: the gradient is that of the mean over all target tokens of the global batch, however it is divided into
+micro-batches and processes; a non-finite loss or gradient never reaches the weights; the state after step n, and so every
+number after it, does not depend on whether the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chattune.core.errors import DivergenceError
+from chattune.core.files import size
+from chattune.core.progress import Progress, duration
+from chattune.core.record import Record
+from chattune.core.seeds import derived
+from chattune.models.language_model import LanguageModel
+from chattune.tokens.batch import Batch
+from chattune.train.budget import Budget
+from chattune.train.config import TrainConfig
+from chattune.train.device import Worker, norm_of, peak_memory
+from chattune.train.interrupt import Interrupt
+from chattune.train.regularizers import Regularizer
+from chattune.train.state import Snapshot, Snapshots
+from chattune.train.world import World
+
+PATIENCE_WITH_NAN = 3  # updates in a row that may be left out before the run is given up
+
+
+@dataclass
+class State:
+    """What changes from step to step, beside weights and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    skipped: int = 0  # non-finite updates in a row
+    evaluations: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    saved: int = -1  # step of the newest checkpoint
+    choice: dict[str, Any] = field(default_factory=dict)  # precision and compilation, so that a resumed run computes as it began
+
+
+class Batches(Protocol):
+    """Global batches in a seeded order that can be continued anywhere: `tokens.order.Order`."""
+
+    def next(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, int]: ...
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None: ...
+
+
+class _NonFinite(Exception):
+    pass
+
+
+class Training:
+    """Everything that one run computes with; `fit` runs it from its state to the end."""
+
+    def __init__(
+        self, config: TrainConfig, worker: Worker, order: Batches, budget: Budget, seed: int, *, device: str = "cpu", world: World | None = None
+    ) -> None:
+        self.config, self.worker, self.order, self.budget, self.seed = config, worker, order, budget, seed
+        self.device, self.world = device, world or World()
+        self.state = State()
+        self.parameters = list(worker.master.parameters())
+        self.optimizer = config.optimizer.build(worker.master.groups())
+        self.memories = {method.name: method.begin(worker.master) for method in config.regularizers}
+        self.best_weights: dict[str, Tensor] = {}
+        self.penalised = [method for method in config.regularizers if type(method).penalty is not Regularizer.penalty]
+
+    def step(self) -> dict[str, float]:
+        """One update; the numbers to record. Raises `DivergenceError` after three non-finite ones in a row."""
+        config, state, model = self.config, self.state, self.worker.model
+        factor = self.world.same(self.budget.factor(config.schedule, state.step, state.seconds))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        where = self.order.state_dict()
+        batch = self.order.next()
+        labelled = float(batch.weights.sum())  # normalise by target tokens over the whole global batch
+        seen: dict[str, float] = {}
+
+        def gradients() -> float:  # an optimizer such as SAM or L-BFGS calls it again, and sees the same masks
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.manual_seed(derived(self.seed, "step", state.step, self.world.rank))
+            random = torch.Generator().manual_seed(derived(self.seed, "augment", state.step, self.world.rank))
+            total = torch.zeros((), dtype=torch.float64)
+            for part in batch.shares(config.accumulate, self.world.rank, self.world.size):
+                part = self._augmented(part, random).to(self.device)
+                weight = float(part.weights.sum())
+                if weight == 0.0:
+                    continue  # all of its targets stand in other shares
+                view = config.objective.view(model, part, full=bool(self.penalised))
+                loss = view.loss + sum(method.penalty(view) for method in self.penalised)
+                (loss * (weight / labelled)).backward()  # type: ignore[no-untyped-call]
+                self.worker.collect_gradients()
+                total += view.loss.detach().double().cpu() * (weight / labelled)
+            self.world.sum_gradients(self.parameters)
+            seen["loss"] = float(self.world.sum(total))
+            for method in config.regularizers:
+                method.gradients(self.worker.master, state.step)
+            seen["grad_norm"] = float(norm_of(self.parameters))
+            if not math.isfinite(seen["loss"] + seen["grad_norm"]):
+                raise _NonFinite
+            if config.clip and seen["grad_norm"] > config.clip:
+                torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], config.clip / seen["grad_norm"])
+            return seen["loss"]
+
+        finite = True
+        try:
+            self.optimizer.step(gradients)
+        except _NonFinite:  # raised before the optimizer touched a weight
+            finite = False
+            self.optimizer.zero_grad(set_to_none=True)
+        if finite:
+            for method in config.regularizers:
+                method.weights(self.worker.master, state.step, self.memories[method.name])
+            self.worker.follow()
+        state.skipped = 0 if finite else state.skipped + 1
+        state.step += 1
+        state.tokens += int((batch.segments >= 0).sum())
+        if state.skipped >= PATIENCE_WITH_NAN:
+            raise DivergenceError(
+                f"loss or gradient was not finite in {state.skipped} updates in a row, the last at step {state.step} "
+                f"(epoch {where['epoch']}, batch {where['index']}).",
+                path="train", value=seen.get("loss"), rule="a finite loss and gradient",
+                hint="Lower train.optimizer.lr or set train.clip; the weights saved before are finite.",
+            )
+        return {**seen, "lr": self.optimizer.param_groups[0]["lr"], **({} if finite else {"left_out": 1.0})}
+
+    def require_finite_weights(self) -> None:
+        """Refuse to save or judge weights that overflowed."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+            raise DivergenceError(
+                f"a weight is not finite after step {self.state.step}.", path="train", rule="finite weights",
+                hint="Lower train.optimizer.lr; the checkpoints saved before are finite.",
+            )
+
+    def chosen(self) -> dict[str, Tensor]:
+        """The weights to judge and keep: what the last regularizer that has an opinion chooses, else the master's own."""
+        weights: dict[str, Tensor] = dict(self.worker.master.named_parameters())
+        for method in self.config.regularizers:
+            weights |= method.chosen(self.worker.master, self.memories[method.name]) or {}
+        return {name: weight.detach() for name, weight in weights.items()}
+
+    @contextlib.contextmanager
+    def wearing(self, weights: dict[str, Tensor]) -> Iterator[LanguageModel]:
+        """The model with these weights for the time of the block, in the precision that it trains in and without dropout."""
+        model = self.worker.model
+        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        training = model.training
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        try:
+            yield model.eval()
+        finally:
+            model.train(training)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(own[name])
+
+    def save(self, snapshots: Snapshots) -> None:
+        """A checkpoint from which `restore` continues to the bit."""
+        self.require_finite_weights()
+        memories = {f"method-{name}": memory.state_dict() for name, memory in self.memories.items() if memory is not None}
+        if self.best_weights:
+            memories["best"] = self.best_weights
+        self.state.saved = self.state.step
+        state = {**asdict(self.state), "order": self.order.state_dict()}
+        snapshots.save(self.state.step, dict(self.worker.master.named_parameters()), self.optimizer, state, memories)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue as if never interrupted."""
+        with torch.no_grad():
+            for name, parameter in self.worker.master.named_parameters():
+                parameter.copy_(snapshot.model[name])
+        self.worker.follow()
+        snapshot.restore_optimizer(self.optimizer)
+        state = dict(snapshot.state)
+        self.order.load_state_dict(state.pop("order"))
+        self.state = State(**state)
+        for name, memory in self.memories.items():
+            if memory is not None:
+                memory.load_state_dict(snapshot.memories[f"method-{name}"])
+        self.best_weights = snapshot.memories.get("best", {})
+
+    def _augmented(self, batch: Batch, random: torch.Generator) -> Batch:
+        for method in self.config.regularizers:
+            batch = method.augment(batch, random)
+        return batch
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What `fit` reports to: where it records and saves, who may interrupt it, what it asks at each look."""
+
+    record: Record
+    snapshots: Snapshots
+    interrupt: Interrupt
+    bar: Progress
+    run: str
+    look: Callable[[LanguageModel], dict[str, Any]]  # numbers about the model, with at least "loss"
+    half_way: Callable[[], None]
+
+
+def fit(training: Training, around: Surroundings) -> str:
+    """Run to the end of the budget or until the stopper has a reason; says which. Raises `Interrupted` once state is saved."""
+    config, state, budget = training.config, training.state, training.budget
+    since_save, resumed_at, clock = time.monotonic(), state.seconds, time.monotonic()
+    if not state.history:
+        _look(training, around)
+    while True:
+        progress = training.world.same(budget.progress(state.step, state.seconds))
+        if progress >= 1.0:
+            return "the planned end was reached"
+        numbers = training.step()
+        state.seconds = resumed_at + time.monotonic() - clock
+        around.record.append(step=state.step, **numbers, tokens=state.tokens, seconds=round(state.seconds, 3))
+        done = training.world.same(budget.progress(state.step, state.seconds))
+        around.bar.total = budget.total(state.step, state.seconds)
+        around.bar.update(
+            state.step, loss=f"{numbers['loss']:.3f}", rate=f"{numbers['lr']:.2g}", tokens=f"{_speed(training):,.0f}/s",
+            memory=size(peak_memory()), saved=state.saved if state.saved >= 0 else None,
+        )
+        if int(done * config.evaluations) > int(progress * config.evaluations):
+            reason = _look(training, around)
+            if reason:
+                around.bar.note(f"stopped early: {reason}")
+                return reason
+        if progress < 0.5 <= done:
+            around.half_way()
+        due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
+        if around.interrupt.requested or due:
+            if training.world.first:
+                training.save(around.snapshots)
+            since_save = time.monotonic()
+        if around.interrupt.requested:
+            raise around.interrupt.stopped(state.step, around.run, saved=state.saved == state.step)
+
+
+def _speed(training: Training) -> float:
+    """Input tokens a second since the beginning."""
+    return training.state.tokens / max(training.state.seconds, 1e-9)
+
+
+def _look(training: Training, around: Surroundings) -> str | None:
+    """Judge the chosen weights, remember the best ones, and ask the stopper."""
+    state, config = training.state, training.config
+    training.require_finite_weights()
+    weights = training.chosen()
+    with training.wearing(weights) as model:
+        numbers = around.look(model)
+    entry = {"step": state.step, **numbers}
+    state.history.append(entry)
+    around.record.append(event="evaluation", seconds=round(state.seconds, 3), tokens=state.tokens, **entry)
+    around.bar.note(
+        f"step {state.step}  validation {numbers['loss']:.4f}"
+        + (f"  train {numbers['train_loss']:.4f}" if "train_loss" in numbers else "")
+        + (f"  bits/byte {numbers['bits_per_byte']:.3f}" if "bits_per_byte" in numbers else "")
+        + f"  {duration(state.seconds)}"
+    )
+    if config.keep == "best" and (state.best is None or numbers["loss"] < state.best["loss"]):
+        state.best = {"step": state.step, "loss": numbers["loss"]}
+        training.best_weights = {name: weight.clone().cpu() for name, weight in weights.items()}
+    return config.stopper.stop(state.history) if config.stopper and state.step else None

@@ -1,0 +1,231 @@
+"""The stage `train`: from a token set to a checkpoint. Thin: it gathers what `loop` computes with, and writes what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chattune.core.progress import Progress, talk
+from chattune.core.record import Record
+from chattune.core.stage import keep_summary, question_of, stage, versions
+from chattune.models.checkpoint import Checkpoint
+from chattune.models.families import Family
+from chattune.models.families.gpt import GPT
+from chattune.tokens.token_set import TokenSet
+from chattune.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from chattune.models.language_model import LanguageModel
+    from chattune.tokens.order import Order
+    from chattune.train.budget import Budget
+    from chattune.train.device import Choice
+    from chattune.train.loop import Training
+    from chattune.train.state import Snapshot
+
+ALLOW_CHANGES = "allow-changes"  # a file of this name in state/ lets one resume pass over changed versions
+
+
+@stage
+def train(
+    *,
+    config: TrainConfig,
+    model: Family = GPT(),  # noqa: B008 - settings are frozen
+    seed: int = 0,
+    tokens: TokenSet,
+    start: Checkpoint | None = None,
+    out: Path,
+) -> Checkpoint:
+    """Train `model` on the training split of `tokens`, from fresh weights or from those of `start`; resumes what `out` holds."""
+    import torch
+
+    from chattune.train import device as computing
+    from chattune.train import interrupt, loop, state, world
+
+    computing.keep_freed_memory()
+    torch.set_num_threads(config.threads or len(_cores()))
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    us = world.World.join()
+    where = computing.pick_device()
+    master = _fresh(model, tokens, seed, start).to(where)
+    for method in config.regularizers:
+        method.edit(master)
+    order = _order(config, model, tokens, seed)
+    folder = out / "state"
+    folder.mkdir(exist_ok=True)
+    snapshots = state.Snapshots(
+        folder, config.keep_last, configuration=question_of(out)["config"], data=tokens.digest, versions=versions(),
+        on_save_error=config.on_save_error,
+    )
+    allowed = folder / ALLOW_CHANGES
+    snapshot = snapshots.load(allow_changes=allowed.exists())
+    allowed.unlink(missing_ok=True)
+
+    budget = _budget(config, order.batches_per_epoch)
+    choice, why = _choice(snapshot, master, order, config, budget)
+    talk().print(f"computing on {choice}  ({why})", markup=False)
+    worker = computing.Worker(master, choice.precision)
+    training = loop.Training(config, worker, order, budget, seed, device=where, world=us)
+    training.state.choice = {"precision": choice.precision, "compile": choice.compile}
+    record, samples = Record(out / "metrics.jsonl"), Record(out / "samples.jsonl")
+    if snapshot is not None:
+        training.restore(snapshot)
+        talk().print(f"resuming after step {snapshot.step}", markup=False)
+    record.rewind(training.state.step)
+    samples.rewind(training.state.step)
+    if choice.compile:
+        worker.model.hidden = computing.compiled(worker.model)  # type: ignore[method-assign]
+    worker.model.train()
+
+    answers = _Answers(training, tokens, config, seed, samples)
+    if snapshot is None:
+        answers("before")
+    bar = Progress("train", budget.total(0, 0.0), start=training.state.step)
+    bar.open()
+    try:
+        with interrupt.listening() as asked:
+            look = _Look(tokens, model.context_length(), config)
+            around = loop.Surroundings(record, snapshots, asked, bar, out.name, look, lambda: answers("half-way"))
+            reason = loop.fit(training, around)
+    finally:
+        bar.close()
+    _finish(training, tokens, out, answers, choice, reason)
+    return Checkpoint(out)
+
+
+def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, choice: Choice, reason: str) -> None:
+    """Put the chosen weights into the model, answer the prompts once more, write the Hugging Face directory and the summary."""
+    import shutil
+
+    import torch
+
+    from chattune.models.checkpoint import save_model
+
+    state, master = training.state, training.worker.master
+    weights = training.best_weights or training.chosen()
+    with torch.no_grad():
+        for name, parameter in master.named_parameters():
+            parameter.copy_(weights[name])
+    training.worker.follow()
+    answers("after")
+    kept = state.best or {"step": state.step, "loss": state.history[-1]["loss"]}
+    save_model(master.float().cpu(), tokens.path, out, _card(training, choice, kept))
+    keep_summary(
+        out,
+        {
+            "parameters": sum(p.numel() for p in training.parameters), "steps": state.step, "tokens": state.tokens,
+            "train_seconds": round(state.seconds, 1), "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9)),
+            "validation_loss": kept["loss"], "kept_step": kept["step"], "stopped": reason, "computed": str(choice),
+        },
+    )  # fmt: skip
+    shutil.rmtree(out / "state", ignore_errors=True)  # resuming a finished run finds its manifest; the weights stand above
+
+
+def _card(training: Training, choice: Choice, kept: dict[str, Any]) -> str:
+    """The model card: what was trained on what, for how long, and how to talk to it."""
+    state, model = training.state, training.worker.master
+    sizes = ", ".join(f"{key} {value}" for key, value in model.family.dump().items() if key != "name" and value is not None)
+    return (
+        f"# A chat model of the {model.family.name} family\n\n"
+        f"{sum(p.numel() for p in training.parameters):,} parameters ({sizes}), trained by chattune for {state.step:,} updates on "
+        f"{state.tokens:,} tokens ({choice}).\nValidation loss {kept['loss']:.4f} nats a token at step {kept['step']}.\n\n"
+        "Talk to it with `chattune chat`, or load the directory with `transformers.AutoModelForCausalLM` and its chat template.\n"
+    )
+
+
+class _Look:
+    """One look at the model: validation loss and bits per byte, and the loss on a fixed part of the training split."""
+
+    def __init__(self, tokens: TokenSet, context: int, config: TrainConfig) -> None:
+        self.context, self.config, self.lengths = context, config, tokens.tokenizer.byte_lengths
+        self.validation, self.train = tokens.split("validation"), tokens.split("train")
+
+    def __call__(self, model: LanguageModel) -> dict[str, Any]:
+        from chattune.evaluate.loss import split_loss
+
+        seen = split_loss(model, self.validation, self.lengths, context=self.context, limit=self.config.evaluate_dialogs)
+        numbers: dict[str, Any] = {"loss": seen.loss, "bits_per_byte": seen.bits_per_byte}
+        if self.config.probe_dialogs:
+            probe = split_loss(model, self.train, self.lengths, context=self.context, limit=self.config.probe_dialogs)
+            numbers["train_loss"] = probe.loss
+        return numbers
+
+
+class _Answers:
+    """Answers the recipe's prompts with the weights of the moment and keeps them for the report."""
+
+    def __init__(self, training: Training, tokens: TokenSet, config: TrainConfig, seed: int, samples: Record) -> None:
+        self.training, self.tokens, self.prompts, self.seed, self.samples = training, tokens, config.prompts, seed, samples
+
+    def __call__(self, when: str) -> None:
+        if not self.prompts or not self.training.world.first:
+            return
+        from chattune.generate.reply import ChatModel, Sampling
+
+        with self.training.wearing(self.training.chosen()) as model:
+            talker = ChatModel(model, self.tokens.template)
+            asked = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+            replies = talker.replies(asked, Sampling(seed=self.seed, max_tokens=48))
+        for prompt, reply in zip(self.prompts, replies, strict=True):
+            self.samples.append(step=self.training.state.step, when=when, prompt=prompt, reply=reply.text)
+
+
+def _cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0)
+
+
+def _fresh(model: Family, tokens: TokenSet, seed: int, start: Checkpoint | None) -> LanguageModel:
+    from chattune.core.errors import ArtifactError
+
+    vocabulary = tokens.tokenizer.vocabulary
+    if start is None:
+        return model.build(vocabulary, seed)
+    begun = start.model()
+    if begun.vocabulary != vocabulary or start.manifest["outputs"]["tokenizer.json"] != tokens.manifest["outputs"]["tokenizer.json"]:
+        raise ArtifactError(
+            "the token set was made with another tokenizer than the checkpoint to start from.", path=str(start.path),
+            rule="the checkpoint's own tokenizer", hint="Prepare the dialogs with the tokenizer of that checkpoint.",
+        )
+    return begun
+
+
+def _order(config: TrainConfig, model: Family, tokens: TokenSet, seed: int) -> Order:
+    from chattune.tokens.order import Order
+    from chattune.tokens.windows import windows
+
+    split, context = tokens.split("train"), model.context_length()
+    cut = windows(split, context, config.truncation)
+    lost = {reason: count for reason, count in cut.dropped.items() if count}
+    talk().print(f"{len(cut):,} windows of at most {context} tokens" + (f"; cut away: {lost}" if lost else ""), markup=False)
+    return Order(split, cut, config.batcher, config.batch_tokens or 16 * context, context, seed)
+
+
+def _budget(config: TrainConfig, batches_per_epoch: int) -> Budget:
+    from chattune.train.budget import Budget
+
+    if config.minutes is not None:
+        return Budget(seconds=config.minutes * 60)
+    return Budget(steps=config.steps or max(1, round((config.epochs or 1.0) * batches_per_epoch)))
+
+
+def _choice(snapshot: Snapshot | None, master: LanguageModel, order: Order, config: TrainConfig, budget: Budget) -> tuple[Choice, str]:
+    """How to compute: as the interrupted run did, as the recipe says, or what a short measurement on a real batch favours."""
+    from chattune.train import device as computing
+
+    where = str(master.device)
+    if snapshot is not None:
+        return computing.Choice(where, **snapshot.state["choice"]), "as before the interruption"
+    cursor = order.state_dict()
+    batch = order.next().shares(config.accumulate)[0].to(where)
+    order.load_state_dict(cursor)
+
+    def step(model: LanguageModel) -> None:
+        config.objective.view(model, batch).loss.backward()  # type: ignore[no-untyped-call]
+
+    precision, why = computing.choose_precision(master, step, config.precision)
+    compile = config.compile == "on"
+    if config.compile == "auto":
+        compile, sentence = computing.choose_compile(master, step, precision, budget, config.accumulate)
+        why += sentence
+    return computing.Choice(where, precision, compile), why
