@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Plain:
         self.order = order
         left: list[dict[tuple[int, ...], set[int]]] = [defaultdict(set) for _ in range(order + 1)]
         self.counts: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(order + 1)]
-        for a, b in zip(offsets, offsets[1:], strict=False):
+        for a, b in pairwise(offsets):
             text = [int(token) for token in ids[a:b]]
             for place in range(1, len(text)):
                 if not targets[a + place]:
@@ -85,7 +86,7 @@ def test_tables_equal_the_plain_definition(order: int) -> None:
     np.testing.assert_allclose(model.discounts, [d[1:] for d in plain.discounts[1:]], rtol=1e-12)
     test_ids, test_offsets, _ = corpus(seed=2, dialogs=8)
     ours = model.log_probabilities(test_ids, test_offsets)
-    for a, b in zip(test_offsets, test_offsets[1:], strict=False):
+    for a, b in pairwise(test_offsets):
         for place in range(a + 1, b):
             context = tuple(int(t) for t in test_ids[max(a, place - order + 1) : place])
             assert np.exp(ours[place]) == pytest.approx(plain.probability(context, int(test_ids[place])), rel=1e-12)
@@ -96,8 +97,8 @@ def test_probabilities_sum_to_one_after_every_context(order: int) -> None:
     ids, offsets, targets = corpus(seed=3)
     model = KneserNey(ids, offsets, targets, VOCABULARY, order)
     random = np.random.default_rng(0)
-    contexts = [np.array([BEGIN]), np.array([], dtype=int), np.array([2]), *(random.integers(0, VOCABULARY, size=n) for n in range(1, 9))]
-    for context in contexts:
+    made_up = [random.integers(0, VOCABULARY, size=n) for n in range(1, 9)]
+    for context in (np.array([BEGIN]), np.array([], dtype=int), np.array([2]), *made_up):
         distribution = model.distribution(context)
         assert distribution.sum() == pytest.approx(1, abs=1e-12)
         assert (distribution > 0).all()
@@ -107,7 +108,7 @@ def test_distribution_and_scoring_agree() -> None:
     ids, offsets, targets = corpus(seed=4)
     model = KneserNey(ids, offsets, targets, VOCABULARY, 4)
     scored = model.log_probabilities(ids, offsets)
-    for a, b in zip(offsets[:6], offsets[1:7], strict=True):
+    for a, b in pairwise(offsets[:7]):
         for place in range(a + 1, b):
             assert np.log(model.distribution(ids[a:place])[ids[place]]) == pytest.approx(scored[place], rel=1e-12)
 
@@ -116,7 +117,7 @@ def test_context_never_crosses_from_one_dialog_to_the_next() -> None:
     ids, offsets, targets = corpus(seed=5)
     model = KneserNey(ids, offsets, targets, VOCABULARY, 5)
     whole = model.log_probabilities(ids, offsets)
-    for a, b in zip(offsets, offsets[1:], strict=False):
+    for a, b in pairwise(offsets):
         alone = model.log_probabilities(ids[a:b], np.array([0, b - a]))
         np.testing.assert_array_equal(whole[a:b], alone)
 
@@ -125,14 +126,13 @@ def test_more_context_helps_on_text_with_structure() -> None:
     random = np.random.default_rng(0)
     text = [BEGIN]
     for _ in range(4000):
-        text.append(int((text[-1] + (text[-2] if len(text) > 1 else 0)) % 5 + 1) if random.random() < 0.9 else int(random.integers(1, 6)))
+        follows = (text[-1] + (text[-2] if len(text) > 1 else 0)) % 5 + 1
+        text.append(follows if random.random() < 0.9 else int(random.integers(1, 6)))
     ids = np.array(text)
     train, test = ids[:3000], np.concatenate(([BEGIN], ids[3000:]))
     targets = np.arange(len(train)) > 0
-    losses = [
-        -KneserNey(train, np.array([0, len(train)]), targets, VOCABULARY, order).log_probabilities(test, np.array([0, len(test)]))[1:].mean()
-        for order in (1, 2, 3)
-    ]
+    models = [KneserNey(train, np.array([0, len(train)]), targets, VOCABULARY, order) for order in (1, 2, 3)]
+    losses = [-model.log_probabilities(test, np.array([0, len(test)]))[1:].mean() for model in models]
     assert losses[2] < losses[1] - 0.5 < losses[0]
 
 

@@ -7,6 +7,7 @@ sampling are sorts and binary searches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,10 +87,10 @@ class KneserNey:
         logarithms: Array = np.log(probability)
         return logarithms
 
-    def distribution(self, context: Array) -> Array:
+    def distribution(self, context: Sequence[int] | Array) -> Array:
         """(vocabulary,) probabilities of the next token after `context`, a dialog from its start or any tail of one."""
         probability = np.full(self.vocabulary, 1.0 / self.vocabulary)
-        context = np.asarray(context, dtype=np.int64)
+        context = np.asarray(context[max(0, len(context) - self.order + 1) :], dtype=np.int64)
         for k, table in enumerate(self.tables, start=1):
             number = self._number_of(context[len(context) - k + 1 :]) if k - 1 <= len(context) else -1
             if number < 0:

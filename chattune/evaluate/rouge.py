@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import bootstrap, words
+from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
 
 
@@ -23,6 +23,8 @@ class Rouge(Metric):
         raise NotImplementedError
 
     def score(self, items: Sequence[Item], seed: int = 0) -> Score:
+        from chattune.evaluate import bootstrap
+
         choice = words.chosen(self.word, (item.reference for item in items))
         split = words.splitter(choice)
         values = [self.compare(split(item.reference), split(item.reply)) for item in items]

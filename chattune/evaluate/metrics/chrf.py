@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from chattune.core.part import setting
-from chattune.evaluate import bootstrap
 from chattune.evaluate.metrics import Item, Metric, Score
 
 
@@ -27,23 +24,14 @@ class ChrF(Metric):
     def score(self, items: Sequence[Item], seed: int = 0) -> Score:
         from sacrebleu.metrics import chrf
 
+        from chattune.evaluate import bootstrap, overlap
+
         judge = chrf.CHRF(char_order=self.characters, word_order=self.word_order, beta=self.beta)
         judge.num_refs = 1
         note = str(judge.get_signature())
         if not items:
             return Score(0.0, 0.0, 0.0, note=note)
-        rows = np.array(judge._extract_corpus_statistics([item.reply for item in items], [[item.reference for item in items]]))
+        rows = judge._extract_corpus_statistics([item.reply for item in items], [[item.reference for item in items]])
         sums = bootstrap.by_conversation([item.conversation for item in items], rows)
-        return Score(*bootstrap.interval(sums, self._chrf, seed), tuple(self._chrf(rows)), note)
-
-    def _chrf(self, totals: np.ndarray) -> np.ndarray:
-        """(n, 3 * orders) of reply, reference and matching sequences → (n,) chrF."""
-        reply, reference, match = totals[:, 0::3], totals[:, 1::3], totals[:, 2::3]
-        both = (reply > 0) & (reference > 0)
-        orders = np.maximum(both.sum(axis=1), 1)
-        precision = np.where(both, match / np.maximum(reply, 1), 0.0).sum(axis=1) / orders
-        recall = np.where(both, match / np.maximum(reference, 1), 0.0).sum(axis=1) / orders
-        factor = self.beta**2
-        below = factor * precision + recall
-        score: np.ndarray = np.divide(100 * (1 + factor) * precision * recall, below, out=np.zeros(len(totals)), where=below > 0)
-        return score
+        interval = bootstrap.interval(sums, lambda totals: overlap.chrf(totals, self.beta), seed)
+        return Score(*interval, tuple(overlap.chrf(rows, self.beta).tolist()), note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chattune.evaluate import bootstrap
 from chattune.evaluate.metrics import Item, Metric, Score
 
 
@@ -25,5 +24,7 @@ class Empty(Metric):
         return False
 
     def score(self, items: Sequence[Item], seed: int = 0) -> Score:
+        from chattune.evaluate import bootstrap
+
         values = [float(not any(letter.isprintable() and not letter.isspace() for letter in item.reply)) for item in items]
         return Score(*bootstrap.mean([item.conversation for item in items], values, seed), tuple(values))

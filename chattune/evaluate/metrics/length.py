@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import bootstrap, words
+from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
 
 
@@ -28,6 +28,8 @@ class Length(Metric):
         return False
 
     def score(self, items: Sequence[Item], seed: int = 0) -> Score:
+        from chattune.evaluate import bootstrap
+
         choice = words.chosen(self.word, (item.reference for item in items))
         split = words.splitter(choice)
         values = [float(len(split(item.reply))) for item in items]

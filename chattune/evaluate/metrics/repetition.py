@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import bootstrap, words
+from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
 
 _STUCK_KEY = re.compile(r"(\S)\1{9,}")
@@ -33,6 +33,8 @@ class Repetition(Metric):
         return False
 
     def score(self, items: Sequence[Item], seed: int = 0) -> Score:
+        from chattune.evaluate import bootstrap
+
         choice = words.chosen(self.word, (item.reference for item in items))
         split = words.with_marks(choice)
         values = [float(self._stuck(item.reply, split)) for item in items]

@@ -1,0 +1,71 @@
+"""Exchanges: what was said and what a person answered; where prompts to answer and replies to imitate come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from chattune.core.seeds import generator
+from chattune.dialogs.dialog import Dialog, Message
+
+Bounded = Callable[[Sequence[Message]], Sequence[Message] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One answered turn: ``messages[place]`` is what the assistant said, and the messages before it are its history."""
+
+    conversation: str
+    messages: tuple[Message, ...]
+    place: int
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        return self.messages[: self.place]
+
+    @property
+    def reply(self) -> str:
+        return self.messages[self.place].content
+
+    @property
+    def question(self) -> str:
+        """What the user said last: all user turns since the assistant last spoke, one a line."""
+        said: list[str] = []
+        for place in range(self.place - 1, -1, -1):
+            message = self.messages[place]
+            if message.role == "assistant":
+                break
+            if message.role == "user":
+                said.append(message.content)
+        return "\n".join(reversed(said))
+
+
+def exchanges(dialogs: Iterable[Dialog]) -> Iterator[Exchange]:
+    """Every turn of an assistant that says something and has a user turn somewhere before it."""
+    for dialog in dialogs:
+        asked = False
+        for place, message in enumerate(dialog.messages):
+            if message.role == "assistant" and asked and message.content.strip():
+                yield Exchange(dialog.id, dialog.messages, place)
+            asked = asked or message.role == "user"
+
+
+def chosen(dialogs: Iterable[Dialog], count: int, seed: int, bounded: Bounded, usable: Callable[[Exchange], bool]) -> list[Exchange]:
+    """At most `count` exchanges, one a conversation, drawn by the seed; which one of a conversation does not depend on `count`.
+
+    `bounded` gives the part of a history that fits the model, or none where not even its last turn does; such an exchange,
+    and one that is not `usable`, is never drawn. Histories come back bounded.
+    """
+    drawn = []
+    for dialog in dialogs:
+        candidates = list(exchanges([dialog]))
+        random = generator(seed, "prompt", dialog.id)
+        turn = random.random()  # where the conversation stands in the drawing
+        while candidates:
+            candidate = candidates.pop(int(random.integers(len(candidates))))
+            history = bounded(candidate.history) if usable(candidate) else None
+            if history is not None:
+                messages = (*history, candidate.messages[candidate.place])
+                drawn.append((turn, Exchange(candidate.conversation, messages, len(history))))
+                break
+    return [exchange for _, exchange in sorted(drawn, key=lambda item: (item[0], item[1].conversation))[:count]]
