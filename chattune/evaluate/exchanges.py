@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from chattune.core.seeds import generator
 from chattune.dialogs.dialog import Dialog, Message
-
-Bounded = Callable[[Sequence[Message]], Sequence[Message] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +48,20 @@ def exchanges(dialogs: Iterable[Dialog]) -> Iterator[Exchange]:
             asked = asked or message.role == "user"
 
 
-def chosen(dialogs: Iterable[Dialog], count: int, seed: int, bounded: Bounded, usable: Callable[[Exchange], bool]) -> list[Exchange]:
-    """At most `count` exchanges, one a conversation, drawn by the seed; which one of a conversation does not depend on `count`.
+def chosen(dialogs: Iterable[Dialog], count: int, seed: int, usable: Callable[[Exchange], bool]) -> tuple[list[Exchange], int]:
+    """At most `count` exchanges, one a conversation, drawn by the seed, and how many conversations had none to offer.
 
-    `bounded` gives the part of a history that fits the model, or none where not even its last turn does; such an exchange,
-    and one that is not `usable`, is never drawn. Histories come back bounded.
+    Which exchange of a conversation is drawn does not depend on `count`, and one that is not `usable` is never drawn.
     """
-    drawn = []
+    drawn, without = [], 0
     for dialog in dialogs:
-        candidates = list(exchanges([dialog]))
         random = generator(seed, "prompt", dialog.id)
         turn = random.random()  # where the conversation stands in the drawing
-        while candidates:
-            candidate = candidates.pop(int(random.integers(len(candidates))))
-            history = bounded(candidate.history) if usable(candidate) else None
-            if history is not None:
-                messages = (*history, candidate.messages[candidate.place])
-                drawn.append((turn, Exchange(candidate.conversation, messages, len(history))))
-                break
-    return [exchange for _, exchange in sorted(drawn, key=lambda item: (item[0], item[1].conversation))[:count]]
+        candidates = list(exchanges([dialog]))
+        order = random.permutation(len(candidates)).tolist()
+        found = next((candidates[place] for place in order if usable(candidates[place])), None)
+        if found is None:
+            without += 1
+        else:
+            drawn.append((turn, dialog.id, found))
+    return [exchange for _, _, exchange in sorted(drawn, key=lambda item: item[:2])[:count]], without

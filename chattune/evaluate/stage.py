@@ -1,0 +1,65 @@
+"""The stage `evaluate`: how good is a model on conversations it never saw, and is it better than what costs nothing?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from chattune.core.part import Settings, part_list, setting
+from chattune.core.progress import talk
+from chattune.core.stage import keep_summary, stage
+from chattune.dialogs.artifact import Dialogs
+from chattune.evaluate.artifact import Report
+from chattune.evaluate.baselines import Baseline
+from chattune.evaluate.metrics import Metric
+from chattune.generate.reply import Sampling
+from chattune.models.checkpoint import Checkpoint
+from chattune.tokens.token_set import TokenSet
+
+METRICS = ("bleu", "chrf", "rouge_l", "distinct_1", "distinct_2", "repetition", "empty", "length")
+BASELINES = ("ngram", "retrieval", "most_frequent")
+
+
+def _metrics(value: Any) -> Any:
+    return part_list(_added(METRICS, value))
+
+
+def _baselines(value: Any) -> Any:
+    return part_list(_added(BASELINES, value))
+
+
+def _added(usual: tuple[str, ...], value: Any) -> Any:
+    """A list is taken as it stands; a mapping, which is what an override of one part's setting makes, changes the usual ones."""
+    return {**dict.fromkeys(usual), **value} if isinstance(value, Mapping) and "name" not in value else value
+
+
+class EvaluateConfig(Settings):
+    """What is measured on the test split, and beside what. Bits per byte and perplexity always are."""
+
+    replies: int = setting(200, "test conversations in which one turn is answered and judged; 0: none", low=0, high=1_000_000)
+    sampling: Sampling = Sampling(max_tokens=64)
+    metrics: Annotated[tuple[Metric, ...], BeforeValidator(_metrics)] = setting(METRICS, "numbers about the replies")
+    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(_baselines)] = setting(BASELINES, "what the model has to beat")
+    overlap: int | None = setting(
+        None, "tokens that a window of a long conversation sees of the one before; none: half the model's context", low=0, high=1 << 20
+    )
+
+
+@stage
+def evaluate(
+    *, config: EvaluateConfig, seed: int = 0, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint, out: Path
+) -> Report:
+    """Judge `checkpoint` on the test split of `dialogs`, beside baselines that learned from the training split."""
+    from chattune.evaluate import judge, report
+
+    judged = judge.judge(config, seed, dialogs, tokens, checkpoint)
+    keep_summary(out, judged.summary)
+    report.write(judged, config, seed, dialogs, tokens, checkpoint, out)
+    verdict = judged.summary["verdict"]
+    talk().print(f"evaluate  worth talking to? {verdict['answer']}. {verdict['text']}", markup=False)
+    for reason in verdict["reasons"]:
+        talk().print(f"evaluate  {reason}", markup=False)
+    return Report(out)
