@@ -7,8 +7,10 @@ interrupted before it.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def derived(seed: int, *path: str | int) -> int:
@@ -19,4 +21,6 @@ def derived(seed: int, *path: str | int) -> int:
 
 def generator(seed: int, *path: str | int) -> np.random.Generator:
     """A NumPy generator for that stream."""
+    import numpy as np  # here, so that help and errors come without it
+
     return np.random.Generator(np.random.Philox(derived(seed, *path)))
