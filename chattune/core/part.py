@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class Kind:
 
         A dotted path such as ``mine.package.MyPart`` names a part outside the project.
         """
-        if "." in name:
+        if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
             return _load_outside(name, self.contract())
         if name not in self.names():
             raise UnknownName(

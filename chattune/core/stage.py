@@ -39,6 +39,7 @@ IMPORT_ORDER = (
     "tune", "doctor", "feedback", "serve", "story", "cli",
 )  # fmt: skip
 DIGITS = 10
+STATE = "state"  # folder of a run that holds what exact resuming needs; no output
 
 
 class Stage:
@@ -156,6 +157,7 @@ def execute(run: Path) -> Artifact:
         started = time.perf_counter()
         artifact = stage.function(**arguments, out=run)
         _finish(run, question, seconds=time.perf_counter() - started)
+        shutil.rmtree(run / STATE, ignore_errors=True)  # what resuming needed; only now that the manifest stands
     return artifact
 
 
@@ -246,7 +248,7 @@ def _finish(run: Path, question: dict[str, Any], seconds: float) -> None:
     outputs = {
         file.relative_to(run).as_posix(): {"size": file.stat().st_size, "sha256": files.digest_of(file)}
         for file in sorted(run.rglob("*"))
-        if file.is_file() and file.name not in (PLAN, MANIFEST, ".lock") and file.relative_to(run).parts[0] != "state"
+        if file.is_file() and file.name not in (PLAN, MANIFEST, ".lock") and file.relative_to(run).parts[0] != STATE
     }
     summary = run / "summary.json"
     files.write_json(

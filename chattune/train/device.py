@@ -161,4 +161,5 @@ def keep_freed_memory() -> None:
 def norm_of(parameters: list[nn.Parameter]) -> Tensor:
     """The global 2-norm of the gradients, as a scalar tensor."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return total

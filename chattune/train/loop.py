@@ -68,8 +68,9 @@ class Training:
     """Everything that one run computes with; `fit` runs it from its state to the end."""
 
     def __init__(
-        self, config: TrainConfig, worker: Worker, order: Batches, budget: Budget, seed: int, *, device: str = "cpu", world: World | None = None
-    ) -> None:
+        self, config: TrainConfig, worker: Worker, order: Batches, budget: Budget, seed: int, *, device: str = "cpu",
+        world: World | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.worker, self.order, self.budget, self.seed = config, worker, order, budget, seed
         self.device, self.world = device, world or World()
         self.state = State()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chattune.core.progress import Progress, talk
 from chattune.core.record import Record
-from chattune.core.stage import keep_summary, question_of, stage, versions
+from chattune.core.stage import STATE, keep_summary, question_of, stage, versions
 from chattune.models.checkpoint import Checkpoint
 from chattune.models.families import Family
 from chattune.models.families.gpt import GPT
@@ -50,7 +50,7 @@ def train(
     for method in config.regularizers:
         method.edit(master)
     order = _order(config, model, tokens, seed)
-    folder = out / "state"
+    folder = out / STATE
     folder.mkdir(exist_ok=True)
     snapshots = state.Snapshots(
         folder, config.keep_last, configuration=question_of(out)["config"], data=tokens.digest, versions=versions(),
@@ -94,8 +94,6 @@ def train(
 
 def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, choice: Choice, reason: str) -> None:
     """Put the chosen weights into the model, answer the prompts once more, write the Hugging Face directory and the summary."""
-    import shutil
-
     import torch
 
     from chattune.models.checkpoint import save_model
@@ -117,7 +115,6 @@ def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, 
             "validation_loss": kept["loss"], "kept_step": kept["step"], "stopped": reason, "computed": str(choice),
         },
     )  # fmt: skip
-    shutil.rmtree(out / "state", ignore_errors=True)  # resuming a finished run finds its manifest; the weights stand above
 
 
 def _card(training: Training, choice: Choice, kept: dict[str, Any]) -> str:
