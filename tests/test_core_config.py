@@ -106,13 +106,25 @@ def test_overrides_reach_into_parts_named_by_a_word_and_into_lists() -> None:
     data = {"train": {"optimizer": "adamw", "schedules": ["cosine"]}}
     curves = ["train.schedules.cosine.floor=0.2", "train.schedules.linear.floor=0.3"]
     changed = override(data, ["train.optimizer.lr=1e-3", *curves, "train.steps="])
-    assert changed["train"]["optimizer"] == {"name": "adamw", "lr": "1e-3"}  # YAML 1.1 reads 1e-3 as text; validation makes it a number
+    assert changed["train"]["optimizer"] == {"name": "adamw", "lr": 1e-3}
     assert changed["train"]["schedules"] == [{"name": "cosine", "floor": 0.2}, {"name": "linear", "floor": 0.3}]
     assert changed["train"]["steps"] is None
     assert data == {"train": {"optimizer": "adamw", "schedules": ["cosine"]}}
     loop = validate(_Loop, {k: v for k, v in changed["train"].items() if v is not None})
     assert loop.optimizer.lr == 1e-3
     assert [schedule.name for schedule in loop.schedules] == ["cosine", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("off", "off"), ("no", "no"), ("1e-3", 1e-3), ("1E5", 1e5), ("-.5", -0.5), ("3.", 3.0), ("12", 12), ("1e", "1e"),
+        ("1.2.3", "1.2.3"), ("1:30", "1:30"), ("010", "010"), ("1_000", 1000), ("0", 0), ("-7", -7), ("true", True), ("True", True), ("trueish", "trueish"), ("", None), ("null", None), ("~", None), ("2024-01-01", "2024-01-01"),
+        ("[a, 1]", ["a", 1]), ("{a: 1}", {"a": 1}), ("'1'", "1"), ("你好", "你好"), ("[1", "[1"),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_yaml_1_2_reads_them(text: str, value: object) -> None:
+    assert override({}, [f"a={text}"]) == {"a": value}
 
 
 def test_a_setting_of_the_default_part_needs_no_name() -> None:

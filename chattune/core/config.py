@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,33 @@ from chattune.core.errors import SettingError, UsageError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the words of version 1.2: ``off`` and ``no`` are text, ``1e-3`` is a number."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
+def parse(text: str) -> Any:
+    """The plain data that a YAML text means."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in a YAML file, and the line (from 1) of each dotted path in it."""
     try:
@@ -24,8 +52,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
         raise UsageError(f"cannot be read as a recipe: {error}.", path=str(path), rule="a YAML file in UTF-8") from None
     try:
-        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        data = yaml.safe_load(text)
+        lines = _lines(yaml.compose(text, Loader=_Loader), path)
+        data = parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -56,7 +84,7 @@ def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
                 hint="Write it like train.optimizer.lr=0.001.",
             )
         try:
-            value = yaml.safe_load(text) if text.strip() else None
+            value = parse(text)
         except yaml.YAMLError:
             value = text
         _assign(changed, keys, value, path.strip())
