@@ -14,7 +14,8 @@ _PIECE = 1 << 20  # logits held at once (4 MiB in float32): small enough for the
 def linear_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """``Σ wᵢ·nllᵢ / Σ wᵢ`` for logits ``hidden · matrixᵀ``, and the plain nll of each position (no gradient flows from it).
 
-    `hidden`: (n, width); `matrix`: (vocabulary, width); `targets`: (n,) ids; `weights`: (n,) float32. The loss is float32.
+    `hidden`: (n, width); `matrix`: (vocabulary, width); `targets`: (n,) ids; `weights`: (n,) float32. The loss is float32, or
+    float64 where `hidden` is.
     """
     loss, nll = _LinearCrossEntropy.apply(hidden, matrix, targets, weights)  # type: ignore[no-untyped-call]
     return loss, nll
@@ -23,15 +24,16 @@ def linear_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weight
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        share = weights / weights.sum()
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        share = weights.to(wide) / weights.to(wide).sum()
         learning = hidden.requires_grad or matrix.requires_grad
-        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        nll = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         for_hidden = torch.empty_like(hidden) if learning else None
-        for_matrix = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if learning else None
+        for_matrix = torch.zeros(matrix.shape, dtype=wide, device=matrix.device) if learning else None
         rows = max(64, _PIECE // matrix.shape[0])
         for first in range(0, len(hidden), rows):
             piece, own = hidden[first : first + rows], targets[first : first + rows, None]
-            logits = torch.log_softmax((piece @ matrix.t()).float(), dim=-1)
+            logits = torch.log_softmax((piece @ matrix.t()).to(wide), dim=-1)
             nll[first : first + rows] = -logits.gather(1, own).squeeze(1)
             if for_hidden is None or for_matrix is None:
                 continue
@@ -39,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = logits.exp_().scatter_add_(1, own, logits.new_full((1, 1), -1.0).expand_as(own))
             gradient = gradient.mul_(share[first : first + rows, None]).to(hidden.dtype)
             torch.mm(gradient, matrix, out=for_hidden[first : first + rows])
-            if hidden.dtype == torch.float32:
+            if hidden.dtype == wide:
                 for_matrix.addmm_(gradient.t(), piece)
             else:
                 for_matrix += gradient.t() @ piece
