@@ -77,8 +77,9 @@ class Tokenizer:
     def train_at_most(cls, texts: Iterable[str], vocabulary: int, *, minimum_count: int = 2) -> Self:
         """As `train`, but a smaller tokenizer where the texts support no more."""
         backend = tokenizers.Tokenizer(models.BPE())
+        # Both only delete, so that what stays keeps its place in the text: transformers finds the assistant's ids by place.
         backend.normalizer = normalizers.Sequence(
-            [normalizers.Replace(MARK_BREAK, ""), normalizers.Replace(MARK_ITSELF, MARK)]
+            [normalizers.Replace(MARK_BREAK, ""), normalizers.Replace(Regex(f"(?<={MARK}){MARK_ITSELF[1:]}"), "")]
         )
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
