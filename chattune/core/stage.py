@@ -126,6 +126,17 @@ def plan(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact 
     `config` maps each of the stage's sections to its settings. A section may add facts from outside the recipe that
     change the answer (the bytes of source files) by a method ``fingerprint()``.
     """
+    run, question = ask(stage, config, inputs, home)
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / PLAN).exists():
+        files.write_json(run / PLAN, question)
+    return run
+
+
+def ask(
+    stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact | None], home: Home
+) -> tuple[Path, dict[str, Any]]:
+    """The address of a question and the question itself; writes nothing."""
     sections = {name: config[name] if name in config else stage.default(name) for name in stage.sections}
     found = {name: {"run": artifact.path.name, "digest": artifact.digest} for name, artifact in inputs.items() if artifact is not None}
     question = {
@@ -136,11 +147,7 @@ def plan(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact 
         "sources": {name: value.fingerprint() for name, value in sections.items() if hasattr(value, "fingerprint")},
     }
     address = files.digest_of_data({**question, "inputs": {name: item["digest"] for name, item in found.items()}})
-    run = home.path / f"{stage.name}-{address[:DIGITS]}"
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / PLAN).exists():
-        files.write_json(run / PLAN, question)
-    return run
+    return home.path / f"{stage.name}-{address[:DIGITS]}", question
 
 
 def execute(run: Path) -> Artifact:
@@ -302,6 +309,6 @@ def _commit() -> str | None:
 
 
 __all__ = [
-    "IMPORT_ORDER", "CorruptError", "Stage", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan", "question_of",
+    "IMPORT_ORDER", "CorruptError", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan", "question_of",
     "stage", "stage_names", "versions",
 ]  # fmt: skip

@@ -20,14 +20,17 @@ from chattune.tokens.token_set import TokenSet
 if TYPE_CHECKING:
     from chattune.tokens.tokenizer import Tokenizer
 
-VOCABULARY = 4096  # where neither the recipe nor the model's size says another
+VOCABULARY = 4096  # at most, where neither the recipe nor the model's size says another
 CHARACTERS_AT_ONCE = 1 << 22  # of text that is encoded together: enough for all cores, little for the memory
 
 
 class PrepareConfig(Settings):
     """How dialogs become ids."""
 
-    vocabulary: int | None = setting(None, "number of token ids; none: derived from the model's size", low=SMALLEST, high=1 << 20)
+    vocabulary: int | None = setting(None, "number of token ids, exactly; none: as many as the data supports", low=SMALLEST, high=1 << 20)
+    vocabulary_at_most: int | None = setting(
+        None, "bound where `vocabulary` is left open; none: derived from the model's size", low=SMALLEST, high=1 << 20
+    )
     targets: Literal["all", "assistant"] = setting("all", "which turns carry loss; a message's own weight has the last word")
     minimum_count: int = setting(2, "times that a pair must occur in the training split to become a token", low=1, high=1_000_000)
     tokenizer: str | None = setting(None, "directory whose tokenizer is used instead of a new one, as fine-tuning needs")
@@ -68,8 +71,9 @@ def _tokenizer(config: PrepareConfig, dialogs: Dialogs) -> Tokenizer:
     texts = (message.content for dialog in _read(dialogs, "train") for message in dialog.messages)
     if config.vocabulary is not None:
         return Tokenizer.train(texts, config.vocabulary, minimum_count=config.minimum_count)
-    tokenizer = Tokenizer.train_at_most(texts, VOCABULARY, minimum_count=config.minimum_count)
-    if tokenizer.vocabulary < VOCABULARY:
+    bound = config.vocabulary_at_most or VOCABULARY
+    tokenizer = Tokenizer.train_at_most(texts, bound, minimum_count=config.minimum_count)
+    if tokenizer.vocabulary < bound:
         talk().print(f"prepare  vocabulary {tokenizer.vocabulary}, as many as the data supports", markup=False)
     return tokenizer
 

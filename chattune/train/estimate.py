@@ -27,7 +27,8 @@ def estimate(sections: Mapping[str, Any], tokens: int | None = None) -> dict[str
     ``memory_bytes`` (peak of the process) and ``disk_bytes``.
     """
     model, config, seed = sections["model"], sections["train"], sections.get("seed", 0)
-    vocabulary = getattr(sections.get("prepare"), "vocabulary", None) or 4096
+    prepare = sections.get("prepare")
+    vocabulary = getattr(prepare, "vocabulary", None) or getattr(prepare, "vocabulary_at_most", None) or 4096
     known = tokens if tokens is not None else _guessed_tokens(sections.get("collect"))
     batch_tokens = config.batch_tokens or 16 * model.context_length()
     seconds_a_step, memory = _measured(model, config, vocabulary, batch_tokens, seed)

@@ -21,7 +21,7 @@ class Family(Part):
         return self
 
     def recommended(self) -> dict[str, Any]:
-        """Values that follow from the dial for other sections: ``{"prepare.vocabulary": 4096, "train.batch_tokens": …}``."""
+        """Values that follow from the dial for other sections: ``{"prepare.vocabulary_at_most": 4096, "train.batch_tokens": …}``."""
         return {}
 
     def context_length(self) -> int:
