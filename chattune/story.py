@@ -19,9 +19,10 @@ from chattune.core.config import explain, flatten, override, read_yaml
 from chattune.core.errors import ArtifactError, SettingError, UnknownName, did_you_mean
 from chattune.core.part import ROOT, Part
 from chattune.core.progress import duration, talk
-from chattune.core.stage import Stage, execute, load_stage, plan, question_of
+from chattune.core.stage import Stage, ask, execute, load_stage, plan, question_of
 
 if TYPE_CHECKING:
+    from chattune.dialogs.stage import CollectConfig
     from chattune.generate.reply import ChatModel
 
 STORY = ("collect", "prepare", "train", "evaluate")
@@ -148,10 +149,17 @@ def answer(address: Path) -> Artifact:
     return artifact
 
 
-def resume(reference: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> Result:
-    """Continue an interrupted run where it stopped, and the story that it was part of to its end."""
+def resume(reference: str | os.PathLike[str], home: str | os.PathLike[str] = "runs", *, allow_changes: bool = False) -> Result:
+    """Continue an interrupted run where it stopped, and the story that it was part of to its end.
+
+    `allow_changes`: go on although versions of what computes changed since; the result is then no longer exact.
+    """
     address = Home(Path(home)).find(reference)
     place = Home(address.parent)
+    if allow_changes and (address / "state").is_dir():
+        from chattune.train.stage import ALLOW_CHANGES
+
+        (address / "state" / ALLOW_CHANGES).touch()
     memory = place.path / "stories" / f"{address.name}.json"
     if memory.exists():
         told = files.read_json(memory)
@@ -209,24 +217,31 @@ def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") 
     """The numbers that stand for a run, in the form that ``chattune show RUN --json`` prints.
 
     ``run``, ``report``, ``seconds``, ``parameters``, ``metrics``, ``baselines``, ``split``, ``counts`` as far as its lineage and
-    its evaluation know them, and ``stage``, ``finished``, ``runs``.
+    its evaluation know them; ``stage``, ``finished``, ``runs``; ``samples`` of the training, and all that each stage kept.
     """
     address = Home(Path(home)).find(run)
     report = report_of(address)
     chain = lineage(report or address)
     manifests = {m["stage"]: m for m in (files.read_json(p / MANIFEST) for p in reversed(chain) if (p / MANIFEST).exists())}
-    told: dict[str, Any] = {}
-    for stage in ("collect", "prepare", "train", "evaluate"):
-        told |= manifests.get(stage, {}).get("metrics", {})
+    kept = {stage: manifest["metrics"] for stage, manifest in manifests.items()}
     seconds = {stage: manifest["seconds"] for stage, manifest in manifests.items()}
+    if "train" in seconds:  # a resumed training was longer than its last session
+        seconds["train"] = max(seconds["train"], kept["train"].get("train_seconds", 0.0))
+    runs = {question_of(p)["stage"]: p for p in reversed(chain)}
     return {
-        **told,
         "run": str(address),
         "stage": question_of(address)["stage"],
         "finished": (address / MANIFEST).exists(),
         "report": str(report / "report.html") if report else None,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
-        "runs": {question_of(p)["stage"]: str(p) for p in reversed(chain)},
+        "parameters": kept.get("train", {}).get("parameters"),
+        "metrics": kept.get("evaluate", {}).get("metrics", {}),
+        "baselines": kept.get("evaluate", {}).get("baselines", {}),
+        "split": kept.get("collect", {}).get("split", {}),
+        "counts": kept.get("collect", {}).get("counts", {}),
+        "samples": _samples(runs["train"]) if "train" in runs else [],
+        "runs": {stage: str(path) for stage, path in runs.items()},
+        "stages": kept,
     }
 
 
@@ -268,12 +283,16 @@ def recipe_file(reference: str | os.PathLike[str]) -> Path:
     )
 
 
-def forecast(recipe: Recipe) -> dict[str, Any]:
-    """What a run of the recipe would cost: parameters, tokens, steps, seconds, bytes of memory and disk. Trains nothing."""
-    from chattune.train.estimate import estimate
+def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs") -> dict[str, Any]:
+    """What training by the recipe would cost: parameters, tokens, steps, seconds, bytes of memory and disk. Writes nothing.
 
-    costs: dict[str, Any] = estimate(recipe.sections)
-    return costs
+    `home`: where finished runs are looked for; with them the number of tokens is known instead of guessed from the sources.
+    """
+    from chattune.train.estimate import BYTES_PER_TOKEN, estimate
+
+    known = _known_tokens(recipe, Home(Path(home)))
+    guessed = None if known else int(_text_bytes(recipe.sections["collect"]) * recipe.sections["collect"].splits[0] / BYTES_PER_TOKEN)
+    return {**estimate(recipe.sections, known or guessed), "training_tokens_are": "counted" if known else "guessed"}
 
 
 def say_derived(recipe: Recipe) -> None:
@@ -335,6 +354,33 @@ def _derive(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 def _plain(value: Any) -> Any:
     return value.dump() if isinstance(value, Part) else value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _known_tokens(recipe: Recipe, home: Home) -> int | None:
+    """Training tokens of the recipe, where its collect and prepare runs are finished."""
+    pool: list[Artifact] = []
+    for name in ("collect", "prepare"):
+        stage = load_stage(name)
+        address, _ = ask(stage, recipe.of(stage), inputs_from(stage, pool), home)
+        if not (address / MANIFEST).exists():
+            return None
+        pool.insert(0, stage.output.open(address))
+    return int(pool[0].manifest["metrics"]["token_set"]["train"]["tokens"])
+
+
+def _text_bytes(collect: CollectConfig) -> int:
+    """UTF-8 bytes of everything said in the sources, each text counted once: duplicates are left out later."""
+    from chattune.dialogs.dialog import Dialog
+    from chattune.dialogs.stage import read_sources
+
+    texts = {" ".join(m.content for m in item.messages) for item in read_sources(collect) if isinstance(item, Dialog)}
+    return sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def _samples(train: Path) -> list[dict[str, Any]]:
+    """The recipe's prompts and what was answered before, half-way and after."""
+    path = train / "samples.jsonl"
+    return list(files.read_lines_of_json(path)) if path.exists() else []
 
 
 def _remember(place: Home, address: Path, recipe: Recipe, name: str | None, until: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from chattune.cli.answer import table
 from chattune.core.errors import UnknownName, did_you_mean
-from chattune.core.part import Kind, Part, Settings, find, is_contract, kind, kind_of, kinds
+from chattune.core.part import Kind, Part, Settings, find, is_contract, kind, kind_of, kinds, setting
 
 
 def part_card(k: Kind, name: str) -> dict[str, Any]:
@@ -91,6 +91,7 @@ def place_card(place: Place) -> dict[str, Any]:
     else:
         card |= {"card": inspect.getdoc(place.owner) or "", "settings": [*rows.values()]}
     if place.choices is not None:
+        card["meaning"] = card.get("meaning") or meaning(place.choices)
         card["choices"] = {name: place.choices.summary(name) for name in place.choices.names()}
     return card
 
@@ -154,7 +155,7 @@ def limits_text(row: Mapping[str, Any]) -> str:
 def _value_section(name: str, hint: Any, default: Any) -> type[Settings]:
     from pydantic import create_model
 
-    fields: dict[str, Any] = {name: (hint, default)}
+    fields: dict[str, Any] = {name: (hint, setting(default, "from it and a path of names follows every random stream of the run"))}
     return create_model("Value", __base__=Settings, **fields)
 
 

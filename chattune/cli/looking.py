@@ -166,6 +166,7 @@ def env(*, common: Common = USUAL) -> Answer:
     return Answer(f"{table(rows)}\n\n{sentence}", data)
 
 
+LEAKS = "{:.1%} of the test questions stand in training too, {:.1%} nearly (a row-random split: {:.1%})"
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "NO_COLOR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
 
 
@@ -214,16 +215,22 @@ def evaluation_card(told: Mapping[str, Any]) -> str:
         rows = [(metric, interval(score), *(interval(baselines[b].get(metric)) for b in names)) for metric, score in metrics.items()]
         lines += ["", table(rows, ("metric", "this model", *(name.replace("_", " ") for name in names)))]
     split, counts = told.get("split") or {}, told.get("counts") or {}
+    verdict = told.get("stages", {}).get("evaluate", {}).get("verdict")
+    if verdict:
+        lines += ["", f"Worth talking to? {verdict['answer']}. {verdict['text']}"]
     facts = []
-    if "parameters" in told:
+    if told.get("parameters"):
         facts.append(("parameters", number(told["parameters"])))
     if split:
-        facts.append(("split", "  ".join(f"{name} {number(value)}" for name, value in split.items())))
+        facts += [
+            ("split", "  ".join(f"{name} {number(split[name])}" for name in ("train", "validation", "test"))),
+            ("leaks", LEAKS.format(split["exact_overlap"], split["near_duplicate_share"], split["row_random_exact_overlap"])),
+        ]
     if counts:
         dropped = ", ".join(f"{reason} {n}" for reason, n in counts.get("dropped", {}).items()) or "none"
         facts.append(("dialogs", f"read {number(counts.get('read'))}, kept {number(counts.get('kept'))}, dropped: {dropped}"))
     if told.get("seconds", {}).get("total"):
-        facts.append(("time", "  ".join(f"{stage} {duration(seconds)}" for stage, seconds in told["seconds"].items())))
+        facts.append(("time", "  ".join(f"{name} {duration(told['seconds'][name])}" for name in (*story.STORY, "total") if name in told["seconds"])))
     if told.get("report"):
         facts.append(("report", told["report"]))
     return plain("\n".join([*lines, "", table(facts)] if facts else lines))
@@ -254,9 +261,10 @@ def _tree(address: Path) -> dict[str, Any]:
 
 def _tree_lines(node: dict[str, Any], indent: str = "") -> list[str]:
     lines = [f"{indent}{node['run']}" + ("" if node["finished"] else "  (unfinished)")]
-    lines += [f"{indent}   {plain(source)}" for source in node["sources"]]
+    deeper = f"{' ' * len(indent)}└─ "
+    lines += [f"{deeper}{plain(source)}" for source in node["sources"]]
     for inner in node["inputs"].values():
-        lines += _tree_lines(inner, f"{indent}└─ " if not indent else f"   {indent}")
+        lines += _tree_lines(inner, deeper)
     return lines
 
 

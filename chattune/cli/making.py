@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,10 +11,12 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from chattune import story
-from chattune.cli.answer import USUAL, Answer, Common, plain, table
+from chattune.cli.answer import USUAL, Answer, Common, number, plain, table
 from chattune.cli.looking import evaluation_card
+from chattune.core import files
 from chattune.core.artifact import Artifact, Home, check_name
 from chattune.core.errors import UsageError
+from chattune.core.progress import duration
 from chattune.core.stage import load_stage, plan
 
 Name = Annotated[str | None, Parameter(help="a name for the run")]
@@ -34,7 +37,7 @@ def demo(
     """
     recipe = story.Recipe.read("demo" if lang == "en" else f"demo-{lang}", overrides)
     if dry_run:
-        return _forecast(recipe)
+        return _forecast(recipe, common)
     result = story.run(recipe, home=common.home, name=name)
     lines = [*_samples(result.summary), evaluation_card(result.summary), "", *_next(name or result.run.name, result.report)]
     return Answer(plain("\n".join(lines)), result.summary)
@@ -55,7 +58,7 @@ def run(
     """
     chosen = story.Recipe.read(recipe, overrides)
     if dry_run:
-        return _forecast(chosen)
+        return _forecast(chosen, common)
     result = story.run(chosen, home=common.home, name=name, until=until)
     lines = [evaluation_card(result.summary), "", *_next(name or result.run.name, result.report)]
     return Answer("\n".join(lines), result.summary)
@@ -71,9 +74,9 @@ def collect(
     files_and_settings
         files of conversations; settings to change, as ``path=value``
     """
-    files, overrides = _sorted_out(files_and_settings)
-    sources: dict[str, Any] = {"collect": {"sources": files}} if files else {}
-    return _one("collect", (), overrides, recipe, name, common, sources)
+    sources, overrides = _sorted_out(files_and_settings)
+    named: dict[str, Any] = {"collect": {"sources": sources}} if sources else {}
+    return _one("collect", (), overrides, recipe, name, common, named)
 
 
 def prepare(dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL) -> Answer:
@@ -103,7 +106,7 @@ def train(
         settings to change, as ``path=value``
     """
     if dry_run:
-        return _forecast(story.Recipe.read(recipe or {}, overrides))
+        return _forecast(story.Recipe.read(recipe or {}, overrides), common)
     return _one("train", [tokens], overrides, recipe, name, common, start=start)
 
 
@@ -120,7 +123,10 @@ def evaluate(checkpoint: str, /, *overrides: str, recipe: RecipeOption = None, n
     return _one("evaluate", [checkpoint], overrides, recipe, name, common)
 
 
-def resume(run: str, /, *, common: Common = USUAL) -> Answer:
+def resume(
+    run: str, /, *, allow_changes: Annotated[bool, Parameter(negative="", help="go on with other versions than before")] = False,
+    common: Common = USUAL,
+) -> Answer:
     """Continue an interrupted run, and the recipe that it was part of to its end.
 
     Parameters
@@ -128,7 +134,7 @@ def resume(run: str, /, *, common: Common = USUAL) -> Answer:
     run
         a path, a name, or the beginning of a digest
     """
-    result = story.resume(run, common.home)
+    result = story.resume(run, common.home, allow_changes=allow_changes)
     return Answer(evaluation_card(result.summary), result.summary)
 
 
@@ -169,7 +175,8 @@ def chat(
         raise UsageError("--json needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
     reply = model.replies([messages], sampling)[0]
-    return Answer(plain(reply.text), {"reply": reply.text, "tokens": reply.tokens, "finish_reason": reply.finish_reason})
+    data = {"reply": reply.text, "tokens": len(reply.tokens), "finish_reason": reply.finish_reason, "ids": [*reply.tokens]}
+    return Answer(plain(reply.text), data)
 
 
 def _one(
@@ -197,10 +204,19 @@ def _one(
     return Answer(evaluation_card(told), told)
 
 
-def _forecast(recipe: story.Recipe) -> Answer:
+def _forecast(recipe: story.Recipe, common: Common) -> Answer:
     story.say_derived(recipe)
-    data = story.forecast(recipe)
-    return Answer(table((key.replace("_", " "), value) for key, value in data["said"].items()), data)
+    data = story.forecast(recipe, common.home)
+    free = shutil.disk_usage(next(p for p in (common.home, *common.home.absolute().parents) if p.exists())).free
+    rows = [
+        ("parameters", number(data["parameters"])),
+        ("training tokens", f"{number(data['training_tokens'])} ({data['training_tokens_are']})"),
+        ("steps", f"{number(data['steps'])}, which see {number(data['tokens'])} tokens"),
+        ("time", f"{duration(data['seconds'])} of training, measured with a few updates on this machine"),
+        ("memory", files.size(data["memory_bytes"])),
+        ("disk", f"{files.size(data['disk_bytes'])} of {files.size(free)} that are free"),
+    ]
+    return Answer(table(rows), {**data, "disk_free_bytes": free})
 
 
 def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -217,6 +233,16 @@ def _next(reference: str, report: Path | None) -> list[str]:
 
 
 def _samples(summary: Mapping[str, Any]) -> list[str]:
-    return []
+    """Each prompt and what was answered before, half-way and after."""
+    lines: list[str] = []
+    for prompt in dict.fromkeys(sample["prompt"] for sample in summary["samples"]):
+        answers = [(sample["when"], _short(sample["reply"])) for sample in summary["samples"] if sample["prompt"] == prompt]
+        lines += [f"> {prompt}", *(f"  {line}" for line in table(answers).splitlines()), ""]
+    return lines
+
+
+def _short(text: str, characters: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 

@@ -309,6 +309,6 @@ def _commit() -> str | None:
 
 
 __all__ = [
-    "IMPORT_ORDER", "CorruptError", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan", "question_of",
-    "stage", "stage_names", "versions",
+    "IMPORT_ORDER", "CorruptError", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan",
+    "question_of", "stage", "stage_names", "versions",
 ]  # fmt: skip

@@ -126,6 +126,12 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
     return Dialogs(out)
 
 
+def read_sources(config: CollectConfig) -> Iterator[Dialog | Drop]:
+    """Everything in the sources as it is read, before anything is shaped, left out or divided."""
+    for file in source_files(config.sources):
+        yield from _reader(file, config).read(file.path)
+
+
 def _gathered(config: CollectConfig, account: _Account) -> Iterator[Dialog]:
     """Every dialog that is kept, shaped, with an id of its own; the rest is put to account."""
     said: dict[str, str] = {}

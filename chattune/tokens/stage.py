@@ -27,7 +27,9 @@ CHARACTERS_AT_ONCE = 1 << 22  # of text that is encoded together: enough for all
 class PrepareConfig(Settings):
     """How dialogs become ids."""
 
-    vocabulary: int | None = setting(None, "number of token ids, exactly; none: as many as the data supports", low=SMALLEST, high=1 << 20)
+    vocabulary: int | None = setting(
+        None, "number of token ids, exactly; none: as many as the data supports", low=SMALLEST, high=1 << 20
+    )
     vocabulary_at_most: int | None = setting(
         None, "bound where `vocabulary` is left open; none: derived from the model's size", low=SMALLEST, high=1 << 20
     )
