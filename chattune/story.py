@@ -195,14 +195,16 @@ def checkpoint_of(address: Path) -> Path:
 
 
 def lineage(address: Path) -> list[Path]:
-    """The run and everything that it was made from, nearest first."""
-    order, waiting = [], [address]
+    """The run and everything that it was made from; what something else of it was made from comes later."""
+    order, waiting = dict.fromkeys([address]), [address]
     while waiting:
         run = waiting.pop(0)
-        if run not in order:
-            order.append(run)
-            waiting += [address.parent / entry["run"] for entry in question_of(run)["inputs"].values()]
-    return order
+        order.pop(run)
+        order[run] = None  # moved to the end: behind all that were made from it
+        inputs = [address.parent / entry["run"] for entry in question_of(run)["inputs"].values()]
+        order |= dict.fromkeys(inputs)
+        waiting += inputs
+    return [*order]
 
 
 def report_of(address: Path) -> Path | None:

@@ -76,7 +76,11 @@ def interval(score: Mapping[str, Any] | None) -> str:
 
 def plain(text: str) -> str:
     """`text` without control characters, so that a name or a reply cannot steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+    if all(c in "\n\t" or c.isprintable() for c in text):
+        return text
+    from chattune.generate.terminal import readable
+
+    return readable(text)
 
 
 def silence_broken_pipe() -> None:

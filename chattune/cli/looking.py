@@ -230,7 +230,8 @@ def evaluation_card(told: Mapping[str, Any]) -> str:
         dropped = ", ".join(f"{reason} {n}" for reason, n in counts.get("dropped", {}).items()) or "none"
         facts.append(("dialogs", f"read {number(counts.get('read'))}, kept {number(counts.get('kept'))}, dropped: {dropped}"))
     if told.get("seconds", {}).get("total"):
-        facts.append(("time", "  ".join(f"{name} {duration(told['seconds'][name])}" for name in (*story.STORY, "total") if name in told["seconds"])))
+        took = [f"{name} {duration(told['seconds'][name])}" for name in (*story.STORY, "total") if name in told["seconds"]]
+        facts.append(("time", "  ".join(took)))
     if told.get("report"):
         facts.append(("report", told["report"]))
     return plain("\n".join([*lines, "", table(facts)] if facts else lines))

@@ -1,0 +1,24 @@
+"""Shared fixtures: raw logs, and one finished story of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from material import TINY, write_raw_logs
+
+import chattune
+from chattune.story import Result
+
+
+@pytest.fixture(scope="session")
+def raw_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of raw conversations. Not to be written to."""
+    return write_raw_logs(tmp_path_factory.mktemp("logs") / "window.txt")
+
+
+@pytest.fixture(scope="session")
+def told(raw_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The whole story, finished, in a home of its own, called ``first``. Not to be written to."""
+    home = tmp_path_factory.mktemp("home") / "runs"
+    return chattune.run({"collect": {"sources": str(raw_logs)}, "train": {"prompts": ["hello"]}}, TINY, home=home, name="first")
