@@ -26,7 +26,9 @@ from chattune.tokens.control import (
 )  # fmt: skip
 
 # As GPT-4's pattern, with marks beside letters (accents, Indic and Arabic vowels) and English contractions kept in the word.
-# Letter runs take one sign before them, which fits Chinese clauses (，我) as well as English words ( the). docs: RESULTS.md.
+# Letter runs take one sign before them, which fits Chinese clauses (，我) as well as English words ( the). Bytes per token on
+# held-out chat at vocabulary 4096, against GPT-2's, GPT-4's and Qwen's pattern: English 3.78 (3.68, 3.71, 3.71), Chinese 4.32
+# (4.23, 4.32, 4.21).
 PATTERN = "|".join(
     (
         r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+(?:['’]\p{L}{1,2}(?!\p{L}))?",
