@@ -7,6 +7,7 @@ read. Randomness is derived (`core/seeds.py`), so no generator is stored.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -108,7 +109,10 @@ class Snapshots:
                 raise
             talk().print(f"warning: checkpoint of step {step} was not saved: {error}", markup=False)
             return None
-        self._rotate(step, best)
+        try:
+            self._rotate(step, best)
+        except OSError as error:  # the new one stands: an old one too many harms nothing
+            talk().print(f"warning: an old checkpoint could not be removed: {error}", markup=False)
         return path
 
     def load(self, *, allow_changes: bool = False) -> Snapshot | None:
@@ -123,8 +127,7 @@ class Snapshots:
             return None
         self._require_belonging(snapshot.path, allow_changes)
         for path in damaged:
-            _remove(self.folder / (_DAMAGED + path.name))
-            os.rename(path, self.folder / (_DAMAGED + path.name))  # else it would count as one of the last
+            _set_aside(path, _DAMAGED)  # else it would count as one of the last
         return snapshot
 
     def at(self, step: int) -> Snapshot:
@@ -184,7 +187,8 @@ class Snapshots:
             if place.exists() or place.name < _name(max(self.steps(), default=0)):
                 _remove(aside)  # the crash came after its successor stood
             else:
-                os.rename(aside, place)
+                with contextlib.suppress(FileNotFoundError):  # processes that train together start together
+                    os.rename(aside, place)
 
     def _require_belonging(self, path: Path, allow_changes: bool) -> None:
         manifest = files.read_json(path / MANIFEST)
@@ -316,13 +320,15 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _set_aside(path: Path) -> Path | None:
-    if not path.exists():
-        return None
-    aside = path.parent / (_ASIDE + path.name)
-    _remove(aside)
-    os.rename(path, aside)
-    return aside
+def _set_aside(path: Path, prefix: str = _ASIDE) -> Path | None:
+    """Rename `path` out of sight; ``None`` when it is not there."""
+    aside = path.parent / (prefix + path.name)
+    if path.exists():
+        _remove(aside)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+            return aside
+    return None
 
 
 def _remove(path: Path) -> None:
