@@ -28,7 +28,8 @@ def detect(path: Path, encoding: str = "utf-8") -> Reader:
     told = ", ".join(f"{name} {score:.2f}" for name, score in found.items() if score > 0) or "nothing recognised"
     if best < SURE:
         raise DataError(
-            f"its format is not recognised ({told}).", path=str(path), value=_beginning(path, encoding), rule=f"one of {', '.join(sorted(found))}",
+            f"its format is not recognised ({told}).", path=str(path), value=head_of(path, encoding).strip()[:60],
+            rule=f"one of {', '.join(sorted(found))}",
             hint="Name the format: collect.format=transcript (`chattune list readers` shows all).",
         )
     if best - next_best < APART:
@@ -38,7 +39,3 @@ def detect(path: Path, encoding: str = "utf-8") -> Reader:
         )
     reader: Reader = kind("readers").load(first).model_validate({"encoding": encoding})  # type: ignore[assignment]
     return reader
-
-
-def _beginning(path: Path, encoding: str) -> str:
-    return head_of(path, encoding).strip()[:60]

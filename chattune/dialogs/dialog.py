@@ -44,7 +44,8 @@ class Dialog:
 
     def as_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {
-            "id": self.id, "messages": [m.as_dict() for m in self.messages], "source": self.source, "file": self.file, "line": self.line,
+            "id": self.id, "messages": [m.as_dict() for m in self.messages],
+            "source": self.source, "file": self.file, "line": self.line,
         }  # fmt: skip
         if self.group is not None:
             data["group"] = self.group

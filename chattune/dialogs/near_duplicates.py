@@ -1,4 +1,4 @@
-"""Near-duplicate texts: which pairs share so many character 5-grams that one gives the other away.
+"""Near-duplicate texts: which pairs share so many character 5-grams, or four of five words, that one gives the other away.
 
 Candidates come from MinHash signatures (rensa) cut into bands; each is then compared exactly, since a signature alone would
 join a quarter of all good texts. The bands are chosen so that a pair at the threshold is found with 99.5 %, a closer one surely.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 SHINGLE = 5
+SAME_WORDS = 0.8  # Jaccard of two texts' words from which they are near-duplicates whatever the threshold for 5-grams
 PERMUTATIONS = 128
 RECALL = 0.995
 CROWD = 64  # texts in one bucket that are all compared with each other; in a larger crowd each with its neighbours
+_PRIME = np.uint64(0x100000001B3)
 _APOSTROPHES = re.compile(r"['’‘`´]")
 _NOT_LETTERS = re.compile(r"[\W_]+")
 # A Han character, a kana or a hangul syllable says about as much as a word: it stands alone, so that five
@@ -33,50 +36,81 @@ def normalised(text: str) -> str:
     return letters or " ".join(folded.split())
 
 
-def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Character 5-grams of the normalised `texts` as sets: hashes (uint64, ascending in each row) and row offsets.
+def spaced(text: str) -> str:
+    """The normalised `text` with every Han character, kana and hangul syllable as a word of its own."""
+    plain = normalised(text)
+    return plain if plain.isascii() else " ".join(_WORD_LIKE.sub(r" \1 ", plain).split())
 
-    The hashes have as many bits as the row number leaves of 64: 40 for 16 million texts.
-    """
-    spaced = [" " + " ".join(_WORD_LIKE.sub(r" \1 ", normalised(text)).split()).ljust(SHINGLE - 2) + " " for text in texts]
-    lengths = np.fromiter(map(len, spaced), np.int64, len(spaced))
-    characters = np.frombuffer("".join(spaced).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+
+def shingles(texts: Sequence[str]) -> Sets:
+    """Character 5-grams of spaced texts, with a space at both ends."""
+    padded = [" " + text.ljust(SHINGLE - 2) + " " for text in texts]
+    lengths = np.fromiter(map(len, padded), np.int64, len(padded))
+    characters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     count = max(0, len(characters) - SHINGLE + 1)
     hashes = np.zeros(count, np.uint64)
     for place in range(SHINGLE if count else 0):
-        hashes *= np.uint64(0x100000001B3)
-        hashes += characters[place : place + count]
-        hashes = _mixed(hashes)
-    row = np.repeat(np.arange(len(spaced), dtype=np.uint64), lengths)
+        hashes = _mixed(hashes * _PRIME + characters[place : place + count])
+    row = np.repeat(np.arange(len(padded)), lengths)
     inside = row[:count] == row[len(row) - count :]  # no shingle reaches into the next text
-    bits = np.uint64(_hash_bits(len(spaced)))
-    keys = np.sort((row[:count][inside] << bits) | (hashes[inside] >> (np.uint64(64) - bits)))
-    keys = keys[np.insert(keys[1:] != keys[:-1], 0, True)] if len(keys) else keys
-    offsets = np.searchsorted(keys, np.arange(len(spaced) + 1, dtype=np.uint64) << bits)
-    return keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets
+    return Sets.of(row[:count][inside], hashes[inside], len(padded))
 
 
-def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> np.ndarray:
-    """Every pair of `texts` whose shingle sets have a Jaccard of at least `threshold`: (pairs, 2), left < right.
+def words(texts: Sequence[str]) -> Sets:
+    """The words of spaced texts, whatever their order."""
+    number: dict[str, int] = {}
+    split = [text.split() for text in texts]
+    members = np.fromiter((number.setdefault(word, len(number)) for own in split for word in own), np.uint64)
+    return Sets.of(np.repeat(np.arange(len(split)), list(map(len, split))), _mixed(members + _PRIME), len(split))
 
-    Texts that are equal once normalised should be given once: they would all be paired with each other.
-    `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds.
+
+@dataclass(frozen=True)
+class Sets:
+    """One set of hashes for each text: row i is ``members[offsets[i]:offsets[i+1]]``, ascending (uint64).
+
+    The hashes have as many bits as the row number leaves of 64: 40 for 16 million texts.
     """
-    members, offsets = shingles(texts)
-    sets: dict[int, frozenset[int]] = {}
 
-    def set_of(row: int) -> frozenset[int]:
-        if row not in sets:
-            sets[row] = frozenset(members[offsets[row] : offsets[row + 1]].tolist())
-        return sets[row]
+    members: np.ndarray
+    offsets: np.ndarray
 
-    found = []
-    for left, right in _candidates(members, offsets, threshold, seed):
-        a, b = set_of(left), set_of(right)
-        shared = len(a & b)
-        if shared >= threshold * (len(a) + len(b) - shared) - 1e-9:
-            found.append((left, right))
-    return np.array(found, np.int64).reshape(-1, 2)
+    @classmethod
+    def of(cls, rows: np.ndarray, hashes: np.ndarray, count: int) -> Sets:
+        bits = np.uint64(64 - max(1, count.bit_length()))
+        keys = np.sort((rows.astype(np.uint64) << bits) | (hashes >> (np.uint64(64) - bits)))
+        keys = keys[np.insert(keys[1:] != keys[:-1], 0, True)] if len(keys) else keys
+        offsets = np.searchsorted(keys, np.arange(count + 1, dtype=np.uint64) << bits)
+        return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets)
+
+    def pairs(self, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
+        """Pairs of rows with a Jaccard of at least `threshold`, each once, left < right."""
+        sets: dict[int, frozenset[int]] = {}
+
+        def row(number: int) -> frozenset[int]:
+            if number not in sets:
+                sets[number] = frozenset(self.members[self.offsets[number] : self.offsets[number + 1]].tolist())
+            return sets[number]
+
+        for left, right in _candidates(self, threshold, seed):
+            a, b = row(left), row(right)
+            shared = len(a & b)
+            if shared and shared >= threshold * (len(a) + len(b) - shared) - 1e-9:
+                yield left, right
+
+
+class Texts:
+    """Texts made ready to be compared. Those that are equal once normalised should be given once: all would be paired with all."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        own = [spaced(text) for text in texts]
+        self.shingles, self.words = shingles(own), words(own)
+
+    def similar_pairs(self, threshold: float, seed: int = 0) -> list[tuple[int, int]]:
+        """Every pair with a Jaccard of `threshold` or more in character 5-grams, or of 0.8 in words; left < right, sorted.
+
+        `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds.
+        """
+        return sorted({*self.shingles.pairs(threshold, seed), *self.words.pairs(SAME_WORDS, seed)})
 
 
 def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
@@ -85,8 +119,8 @@ def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
     first: dict[str, int] = {}
     unique = np.fromiter((first.setdefault(key, len(first)) for key in keys), np.int64, len(keys))
     joined = Joined(len(first))
-    for left, right in similar_pairs(list(first), threshold):
-        joined.join(int(left), int(right))
+    for pair in Texts(list(first)).similar_pairs(threshold):
+        joined.join(*pair)
     roots = [joined.root(int(number)) for number in unique]
     numbers: dict[int, int] = {}
     return np.fromiter((numbers.setdefault(root, len(numbers)) for root in roots), np.int64, len(roots))
@@ -121,14 +155,10 @@ class Joined:
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     # The finaliser of splitmix64 (Steele et al. 2014): spreads each bit over the word.
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
     return values
-
-
-def _hash_bits(rows: int) -> int:
-    return 64 - max(1, rows.bit_length())
 
 
 def _bands(threshold: float) -> tuple[int, int]:
@@ -140,19 +170,21 @@ def _bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
-def _candidates(members: np.ndarray, offsets: np.ndarray, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
+def _candidates(sets: Sets, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
     """Pairs of rows whose signatures agree on a whole band, each once."""
     from rensa import RMinHash
 
-    count = len(offsets) - 1
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(members, offsets.astype(np.uint64), PERMUTATIONS, seed)
+    count = len(sets.offsets) - 1
+    if count < 2:
+        return
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), PERMUTATIONS, seed)
     signatures = np.array(matrix.to_rows(), dtype=np.uint64)  # (texts, permutations)
     bands, rows = _bands(threshold)
     found = []
     for band in range(bands):
         key = np.zeros(count, np.uint64)
         for column in range(band * rows, (band + 1) * rows):
-            key = _mixed(key * np.uint64(0x100000001B3) + signatures[:, column])
+            key = _mixed(key * _PRIME + signatures[:, column])
         order = np.argsort(key)
         key = key[order]
         for step in range(1, CROWD):  # each text with the one `step` places further in its bucket

@@ -91,8 +91,9 @@ def weight_of(value: Any) -> float | None:
 
 def calls_as_text(calls: Any) -> str:
     """Calls of tools as the text that a model would write: one JSON object, or a list of them."""
-    functions = [call.get("function", call) if isinstance(call, Mapping) else call for call in calls] if isinstance(calls, list) else calls
-    return json.dumps(functions[0] if isinstance(functions, list) and len(functions) == 1 else functions, ensure_ascii=False)
+    listed = calls if isinstance(calls, list) else [calls]
+    functions = [call.get("function", call) if isinstance(call, Mapping) else call for call in listed]
+    return json.dumps(functions[0] if len(functions) == 1 else functions, ensure_ascii=False)
 
 
 def kind_of(value: Any) -> str:

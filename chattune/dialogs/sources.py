@@ -20,10 +20,12 @@ ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".log", ".md", 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: where it is, how it is called in what we write (the same on every machine), its format when that is known."""
+    """One file: where it is; its name in what we write, which does not depend on the machine; the source that means it; its format
+    when that is known."""
 
     path: Path
     shown: str
+    source: str
     format: str | None = None
 
 
@@ -44,12 +46,13 @@ def _files(source: str) -> list[SourceFile]:
         inside = sorted(p for p in path.rglob("*") if p.is_file() and _readable(path, p))
         if not inside:
             raise DataError(
-                "holds no file that could be conversations.", path=str(path), rule=f"files ending in {', '.join(ENDINGS)}, or in .gz after that",
+                "holds no file that could be conversations.", path=str(path),
+                rule=f"files ending in {', '.join(ENDINGS)}, or in .gz after that",
                 hint="Name the files themselves in collect.sources.",
             )
-        return [SourceFile(p, str(p)) for p in inside]
+        return [SourceFile(p, str(p), source) for p in inside]
     if path.exists():
-        return [SourceFile(path, source)]
+        return [SourceFile(path, source, source)]
     matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
     if not matches:
         near = did_you_mean(source, [*EMBEDDED, *_neighbours(path)])
@@ -57,7 +60,7 @@ def _files(source: str) -> list[SourceFile]:
             "matches no file." if glob.has_magic(source) else "does not exist.", path=source, value=source,
             rule="a file, a folder, a glob, or one of " + ", ".join(EMBEDDED), hint=near or "Check collect.sources.",
         )
-    return [SourceFile(p, str(p)) for p in matches]
+    return [SourceFile(p, str(p), source) for p in matches]
 
 
 def _readable(folder: Path, path: Path) -> bool:
@@ -78,4 +81,4 @@ def _embedded(word: str) -> list[SourceFile]:
             hint=f"Install it: pip install {package.replace('_', '-')}.",
         )
     folder = Path(spec.origin).parent
-    return [SourceFile(path, f"{word}/{path.name}", format_) for path in sorted(folder.glob(pattern))]
+    return [SourceFile(path, f"{word}/{path.name}", word, format_) for path in sorted(folder.glob(pattern))]

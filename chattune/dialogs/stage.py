@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from pydantic import field_validator
 
 from chattune.core import files
@@ -23,8 +24,10 @@ from chattune.dialogs.dialog import Dialog, Drop
 from chattune.dialogs.readers import Reader
 from chattune.dialogs.shape import MessageCounts, Shaped, content_key, shaped
 from chattune.dialogs.sources import SourceFile, source_files
-from chattune.dialogs.split import Rules, measured, split
+from chattune.dialogs.split import Asked, Rules, measured, split
 from chattune.dialogs.text import known_encoding
+
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class CollectConfig(Settings):
@@ -32,13 +35,13 @@ class CollectConfig(Settings):
 
     sources: tuple[str, ...] = setting(
         ("chatterbot-english", "chitchat"),
-        "files, folders, globs, or the words chatterbot-english, chatterbot-chinese, chitchat for data that comes with the installation",
+        "files, folders, globs, or chatterbot-english, chatterbot-chinese, chitchat: data that comes with the installation",
     )
     format: Reader | None = setting(None, "reader for all files of your own; none: each file's format is detected and said")
     encoding: str = setting("utf-8", "encoding of the files; a byte order mark may stand or not, gzip is unpacked")
     splits: tuple[float, float, float] = setting((0.8, 0.1, 0.1), "shares of training, validation and test; their sum is 1")
-    questions: Literal["every", "opening"] = setting(
-        "every", "which user messages may not stand both in training and in test: every one that a reply follows, or the opening one only"
+    question_length: int = setting(
+        1, "characters from which a later user message may not stand both in training and in test; the opening one never does", low=1
     )
     near_duplicate_threshold: float = setting(
         0.7, "questions are near-duplicates from this Jaccard similarity of character 5-grams on", low=0.3, high=1.0
@@ -102,9 +105,10 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
             path=", ".join(config.sources), rule="at least one conversation with a reply",
             hint="Is this the right format? Name it with collect.format=….",
         )
-    rules = Rules(config.splits, config.near_duplicate_threshold, config.questions, seed)
-    divided = split(dialogs, rules)
-    parts = {name: [dialog for dialog, part in zip(dialogs, divided.part, strict=True) if part == index] for index, name in enumerate(SPLITS)}
+    rules = Rules(config.splits, config.near_duplicate_threshold, config.question_length, seed)
+    asked = Asked(dialogs)
+    divided = split(asked, rules)
+    parts = {name: [dialogs[i] for i in np.flatnonzero(divided.part == index)] for index, name in enumerate(SPLITS)}
     for name, own in parts.items():
         _write(out / f"{name}.jsonl", (dialog.to_json() for dialog in own))
     _write(out / "dropped.jsonl", (json.dumps(asdict(drop), ensure_ascii=False) for drop in account.dropped))
@@ -112,7 +116,7 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
         "counts": account.counts(len(dialogs)),
         "split": {
             **{name: len(own) for name, own in parts.items()},
-            **measured(dialogs, divided.part, rules, copies),
+            **measured(asked, divided.part, rules, copies),
             "clusters": int(divided.cluster.max()) + 1,
             "largest_cluster": max(Counter(divided.cluster.tolist()).values()),
             "not_joined": {"questions": len(divided.refused), "examples": list(divided.refused[-5:])},
@@ -135,7 +139,7 @@ def read_sources(config: CollectConfig) -> Iterator[Dialog | Drop]:
 def _gathered(config: CollectConfig, account: _Account) -> Iterator[Dialog]:
     """Every dialog that is kept, shaped, with an id of its own; the rest is put to account."""
     said: dict[str, str] = {}
-    ids: Counter[str] = Counter()
+    ids: set[str] = set()
     for file in source_files(config.sources):
         reader = _reader(file, config)
         before, lost, kept = account.read, len(account.dropped), 0
@@ -146,11 +150,10 @@ def _gathered(config: CollectConfig, account: _Account) -> Iterator[Dialog]:
                 key, dialog = content_key(found.dialog), found.dialog
                 account.copies[key] += 1
                 if key not in said:
-                    ids[dialog.id] += 1
-                    said[key] = dialog.id if ids[dialog.id] == 1 else f"{dialog.id}~{ids[dialog.id]}"
+                    said[key] = _own_id(dialog.id, ids)
                     account.messages.add(dialog, found.empty, found.joined)
                     kept += 1
-                    yield replace(dialog, id=said[key], file=file.shown)
+                    yield replace(dialog, id=said[key], source=file.source, file=file.shown)
                     continue
                 found = Drop("duplicate", file.shown, dialog.line, f"{dialog.id} says the same as {said[key]}")
             if isinstance(item, Dialog):
@@ -159,9 +162,18 @@ def _gathered(config: CollectConfig, account: _Account) -> Iterator[Dialog]:
         if account.read == before:
             raise DataError(f"holds no conversation that {reader.name} can read.", path=file.shown, rule="at least one conversation",
                             hint="Name its format with collect.format=…, or leave the file out.")  # fmt: skip
-        account.sources.append(
-            {"file": file.shown, "format": reader.name, "read": account.read - before, "dialogs": kept, "dropped": len(account.dropped) - lost}
-        )
+        read, dropped = account.read - before, len(account.dropped) - lost
+        account.sources.append({"file": file.shown, "format": reader.name, "read": read, "dialogs": kept, "dropped": dropped})
+
+
+def _own_id(wanted: str, taken: set[str]) -> str:
+    """`wanted`, with a number behind it when another dialog has it."""
+    own, number = wanted, 1
+    while own in taken:
+        number += 1
+        own = f"{wanted}~{number}"
+    taken.add(own)
+    return own
 
 
 def _reader(file: SourceFile, config: CollectConfig) -> Reader:
@@ -178,15 +190,15 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
-    """What one looks at to see whether the splits are alike: sizes, and the share of Han among letters."""
+    """What one looks at to see whether the splits are alike: sizes, and the share of Han among what is not white space."""
     messages = [message.content for dialog in dialogs for message in dialog.messages]
-    letters = Counter("han" if unicodedata.name(c, "").startswith("CJK") else "other" for m in messages for c in set(m) if c.isalpha())
     characters = sum(map(len, messages))
+    written = sum(len(word) for message in messages for word in message.split())
     return {
         "dialogs": len(dialogs), "messages": len(messages), "characters": characters,
         "messages_per_dialog": round(len(messages) / max(1, len(dialogs)), 2),
         "characters_per_message": round(characters / max(1, len(messages)), 1),
-        "han_share": round(letters["han"] / max(1, letters.total()), 4),
+        "han_share": round(sum(len(_HAN.findall(message)) for message in messages) / max(1, written), 4),
     }  # fmt: skip
 
 
@@ -203,10 +215,11 @@ def _say(summary: Mapping[str, Any]) -> None:
         say(f"collect  {name}{many}, {count['kept']} of {count['read']} dialogs kept", markup=False)
     counts, found = summary["counts"], summary["split"]
     say(f"collect  read {counts['read']}, kept {counts['kept']}, dropped {_told(counts['dropped'])}", markup=False)
+    say(f"collect  train {found['train']}, validation {found['validation']}, test {found['test']} dialogs", markup=False)
     say(
-        f"collect  train {found['train']}, validation {found['validation']}, test {found['test']}; test questions that stand in training: "
-        f"{found['exact_overlap']:.1%} exactly, {found['near_duplicate_share']:.1%} nearly "
-        f"(row-random split: {found['row_random_exact_overlap']:.1%})", markup=False,
+        f"collect  test questions in training: {found['exact_overlap']:.2%} exactly, {found['near_duplicate_share']:.2%} nearly; "
+        f"with a row-random split: {found['row_random_exact_overlap']:.1%}, {found['row_random_near_duplicate_share']:.1%}",
+        markup=False,
     )  # fmt: skip
 
 

@@ -41,15 +41,17 @@ def reading(path: Path, encoding: str = "utf-8") -> Iterator[TextIO]:
             raw.seek(0)
             plain = cast(io.BufferedIOBase, gzip.GzipFile(fileobj=raw)) if begin[:2] == b"\x1f\x8b" else raw
             _refuse_binary(path, plain, encoding)
-            yield io.TextIOWrapper(plain, encoding="utf-8-sig" if _is_utf8(encoding) else encoding, newline=None)
+            yield io.TextIOWrapper(cast(Any, plain), encoding="utf-8-sig" if _is_utf8(encoding) else encoding, newline=None)
         except UnicodeDecodeError as error:
+            place = f"{path}:{_undecodable(path, encoding)}"
             raise DataError(
-                f"is not {encoding}: byte 0x{error.object[error.start]:02x} cannot be read.", path=f"{path}:{_undecodable(path, encoding)}",
-                value=encoding, rule=f"text in {encoding}", hint="Name its encoding: collect.encoding=gb18030 (or latin-1, utf-16 …).",
+                f"is not {encoding}: byte 0x{error.object[error.start]:02x} cannot be read.", path=place, value=encoding,
+                rule=f"text in {encoding}", hint="Name its encoding: collect.encoding=gb18030 (or latin-1, utf-16 …).",
             ) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(
-                f"is a damaged gzip file: {str(error).rstrip('.')}.", path=str(path), rule="a whole gzip file", hint="Fetch or compress it again.",
+                f"is a damaged gzip file: {str(error).rstrip('.')}.", path=str(path), rule="a whole gzip file",
+                hint="Fetch or compress it again.",
             ) from None
 
 
@@ -206,10 +208,13 @@ def _refuse_binary(path: Path, plain: io.BufferedIOBase, encoding: str) -> None:
     wide = next((name for mark, name in _WIDE.items() if begin.startswith(mark)), None)
     if _is_utf8(encoding) and wide:
         raise DataError(
-            f"is {wide.upper()}, not UTF-8.", path=str(path), value=wide, rule="text in utf-8", hint=f"Say so: collect.encoding={wide}.",
+            f"is {wide.upper()}, not UTF-8.", path=str(path), value=wide, rule="text in utf-8",
+            hint=f"Say so: collect.encoding={wide}.",
         )
     if not encoding.lower().replace("-", "").replace("_", "").startswith(("utf16", "utf32")) and b"\0" in begin:
-        raise DataError("is binary.", path=str(path), rule="a text file", hint="Leave it out of collect.sources, or convert it to JSON Lines.")
+        raise DataError(
+            "is binary.", path=str(path), rule="a text file", hint="Leave it out of collect.sources, or convert it to JSON Lines."
+        )
 
 
 def known_encoding(name: str) -> str:

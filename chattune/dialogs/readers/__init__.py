@@ -21,7 +21,7 @@ class Reader(Part):
 
     encoding: str = setting("utf-8", "encoding of the text (utf-8, gb18030, latin-1, utf-16 …); a byte order mark may stand or not")
     record_limit: int = setting(
-        16 * 2**20, "characters of the longest line or JSON record that is read; a longer one is dropped and counted", low=1024, high=2**31
+        16 * 2**20, "characters of the longest line or record that is read; a longer one is dropped and counted", low=1024, high=2**31
     )
 
     @field_validator("encoding")

@@ -39,8 +39,8 @@ class Chatterbot(Reader):
                 "holds no list called 'conversations'.", path=f"{path}:1", rule="categories and conversations",
                 hint="Name another format: collect.format=….",
             )
-        named = _field(root, "categories")
-        categories = [item for node in (named.value if isinstance(named, yaml.SequenceNode) else []) if (item := _text(node)) is not None]
+        listed = _field(root, "categories")
+        categories = [named for item in (listed.value if isinstance(listed, yaml.SequenceNode) else []) if (named := _text(item))]
         for index, node in enumerate(conversations.value):
             line = node.start_mark.line + 1
             if not isinstance(node, yaml.SequenceNode):

@@ -15,7 +15,7 @@ from chattune.dialogs.text import json_records, reading, sample
 class Chitchat(Reader):
     """One JSON object ``{id: {"messages": [[{"text", "timestamp", "sender"} …] …]}}``; an inner list is one sender's burst.
 
-    Helps when: data is the chitchat challenge or has its shape.   Hurts when: more than two people speak: who is not the second is user.
+    Helps when: data is the chitchat challenge or has its shape.   Hurts when: more than two people speak: all but the second are users.
     Cost: one conversation in memory.   Start with: the defaults.
     Source: PyPI chitchat-dataset. The first sender is the user, the second the assistant; a burst's lines are joined by newlines.
     Prompt, ratings and start are kept as metadata.

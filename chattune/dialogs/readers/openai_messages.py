@@ -16,7 +16,7 @@ from chattune.dialogs.text import sample
 class OpenAIMessages(Reader):
     """Rows ``{"messages": [{"role", "content", "weight"?}]}``, as JSON Lines or one JSON list.
 
-    Helps when: data comes from, or goes to, a training service or `datasets`.   Hurts when: content holds images: such rows are dropped.
+    Helps when: data comes from, or goes to, a training service.   Hurts when: content holds images: such rows are dropped.
     Cost: one row in memory.   Start with: the defaults.
     Source: OpenAI's fine-tuning format; ``tools`` and other keys of a row are kept as metadata.
     """

@@ -44,13 +44,15 @@ class PromptCompletion(Reader):
     def score(self, path: Path, head: str) -> float:
         if head.lstrip().startswith(("{", "[")):
             rows = [row for row, _ in sample(head)]
-            # A row that Alpaca explains better, by its `instruction`, is left to it.
-            fits = (isinstance(r, Mapping) and self._columns(r) is not None and "instruction" not in r and "messages" not in r for r in rows)
-            return sum(fits) / len(rows) if rows else 0.0
+            return sum(map(self._fits, rows)) / len(rows) if rows else 0.0
         header = next((line for line in head.splitlines() if line.strip()), "")
         columns = self._columns(next(csv.reader([header], delimiter=_delimiter(header)), []))
         table = any(end in (".csv", ".tsv") for end in path.suffixes[-2:])
         return 0.0 if columns is None else 1.0 if table else 0.9
+
+    def _fits(self, row: Any) -> bool:
+        # Rows with an `instruction` are left to the reader of Alpaca, which also knows `input`.
+        return isinstance(row, Mapping) and self._columns(row) is not None and not {"instruction", "messages"} & row.keys()
 
     def _columns(self, names: Iterable[str]) -> tuple[str, str] | None:
         """The names of the question's and the answer's column among `names`."""

@@ -37,7 +37,9 @@ def _build(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, Any]]:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise Unusable("no_messages", "'conversations' is not a list of turns")
-    messages = [Message(role_of(turn.get("from")), text_of(turn.get("value"), "value"), weight_of(turn.get("weight"))) for turn in turns]
+    messages = [
+        Message(role_of(turn.get("from")), text_of(turn.get("value"), "value"), weight_of(turn.get("weight"))) for turn in turns
+    ]
     if isinstance(row.get("system"), str) and row["system"].strip() and not any(message.role == "system" for message in messages):
         messages.insert(0, Message("system", row["system"]))
     return messages, {k: v for k, v in row.items() if k not in ("conversations", "system", "id", "group")}
