@@ -34,6 +34,7 @@ class Progress:
         self.began = self.spoken = time.monotonic()
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
+        self._said = -1
 
     def open(self) -> None:
         if talk().is_terminal and not talk().quiet:
@@ -70,11 +71,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self.done > self.start:
+        if self.done > self.start and self.done != self._said:
             self._say()
 
     def _say(self) -> None:
-        self.spoken = time.monotonic()
+        self.spoken, self._said = time.monotonic(), self.done
         left = self.seconds_left()
         eta = f"  left {duration(left)}" if left and self.done < self.total else ""
         talk().print(f"{self.label}  {self.unit} {self.done}/{self.total}  {self.facts}{eta}", markup=False)
