@@ -6,6 +6,7 @@ This is where the stages meet. They know nothing of one another: inputs are matc
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chattune.core import files
-from chattune.core.artifact import MANIFEST, Artifact, Home, check_name
+from chattune.core.artifact import MANIFEST, PLAN, Artifact, Home, check_name
 from chattune.core.config import explain, flatten, override, read_yaml
-from chattune.core.errors import ArtifactError, SettingError, UnknownName, did_you_mean
+from chattune.core.errors import ArtifactError, DataError, SettingError, UnknownName, UsageError, did_you_mean
 from chattune.core.part import ROOT, Part
 from chattune.core.progress import duration, talk
 from chattune.core.stage import Stage, ask, execute, load_stage, plan, question_of
@@ -143,7 +144,11 @@ def answer(address: Path) -> Artifact:
     found = (address / MANIFEST).exists()
     if not found:
         talk().print(f"{question_of(address)['stage']}  {address.name}", markup=False)
-    artifact = execute(address)
+    try:
+        artifact = execute(address)
+    except (UsageError, DataError):
+        _forget(address)
+        raise
     seconds = artifact.manifest["seconds"]
     talk().print(f"{artifact.manifest['stage']}  {'reused' if found else 'finished'} {address.name}  {duration(seconds)}", markup=False)
     return artifact
@@ -383,6 +388,17 @@ def _samples(train: Path) -> list[dict[str, Any]]:
     """The recipe's prompts and what was answered before, half-way and after."""
     path = train / "samples.jsonl"
     return list(files.read_lines_of_json(path)) if path.exists() else []
+
+
+def _forget(address: Path) -> None:
+    """Take back a plan that can never be answered, if nothing was done for it."""
+    if {entry.name for entry in address.iterdir()} <= {PLAN, ".lock"}:
+        home = Home(address.parent)
+        for name, run in home.names().items():
+            if run == address.name:
+                (home.path / "names" / name).unlink()
+        (home.path / "stories" / f"{address.name}.json").unlink(missing_ok=True)
+        shutil.rmtree(address)
 
 
 def _remember(place: Home, address: Path, recipe: Recipe, name: str | None, until: str | None) -> None:

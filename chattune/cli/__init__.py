@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         said = ChattuneError(
-            f"a bug in chattune: {type(error).__name__}: {text}", hint="Run it again with --debug and report the traceback."
+            f"a bug in chattune: {type(error).__name__}: {text}.", hint="Run it again with --debug and report the traceback."
         )
         return _fail(said, machine, debug, error)
     finally:
@@ -148,10 +148,11 @@ def _usage(error: CycloptsError) -> UsageError:
     if isinstance(error, UnknownOptionError):
         token = getattr(error, "token", None)
         keyword = str(getattr(token, "keyword", None) or getattr(token, "value", None) or "")
-        known = [name for argument in getattr(error, "argument_collection", None) or () for name in argument.names]
+        collection = getattr(error, "argument_collection", None) or ()
+        known = [name for argument in collection for name in argument.names if name.startswith("--")]
         return UsageError(
             f"no option is called '{plain(keyword)}'.", value=keyword, rule=f"an option of `chattune {command}`",
-            hint=(did_you_mean(keyword, known) if known else "") or f"See `chattune {command} --help`.",
+            hint=did_you_mean(keyword, known) or f"See `chattune {command} --help`.",
         )
     text = " ".join(str(error).split())
     return UsageError(plain(text), rule="a command that can be parsed", hint=f"See `chattune {command} --help`.".replace("  ", " "))

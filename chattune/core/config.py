@@ -124,6 +124,7 @@ def explain(
         message, value = "must be given.", None
     else:
         shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        message = message.removeprefix("Value error, ")
         message = f"{message[0].lower()}{message[1:]}".rstrip(".?!") + (message[-1] if message[-1] in "?!" else ".")
         message = message if isinstance(value, Mapping) else f"{shown}: {message}"
     path = ".".join(str(key) for key in keys)
