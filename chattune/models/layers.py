@@ -184,22 +184,22 @@ def dropout(x: Tensor, drop: float) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Dropout with one random byte a number: an eighth of the generator's work and a quarter of the mask's memory."""
+    """Dropout with one random byte a number, an eighth of the generator's work. The mask holds 0 or 1/(1 − drop) in the dtype of
+    `x`: comparing into it and multiplying by it are several times faster than with a mask of truth values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
         count = x.numel()
         noise = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)[:count]
-        keep = (noise >= dropped).view(x.shape)
-        ctx.scale = 256 / (256 - dropped)
+        keep = torch.ge(noise, dropped, out=torch.empty(count, dtype=x.dtype)).mul_(256 / (256 - dropped)).view(x.shape)
         ctx.save_for_backward(keep)
-        return (x * keep).mul_(ctx.scale)
+        return x * keep
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None
+        return gradient * keep, None
 
 
 def _has_fused_kernels(x: Tensor) -> bool:
