@@ -15,6 +15,10 @@ class Distinct(Metric):
     word: words.Choice = setting("auto", "what a word is; auto: jieba for mostly Chinese references, else runs of letters and digits")
 
     @property
+    def better(self) -> str:
+        return "neither"  # dull models say too little that differs, and random ones too much
+
+    @property
     def needs_reference(self) -> bool:
         return False
 

@@ -27,11 +27,14 @@ PAGE = Path(__file__).with_name("report.html")
 TEXT = 600  # characters of one text on the page; the files hold all
 SHOWN = 12  # answered prompts on the page
 WHEN = ("before", "half-way", "after")
-ORDER = ("bits_per_byte", "perplexity", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "distinct_1", "distinct_2", "repetition", "empty")
+ORDER = (
+    "bits_per_byte", "perplexity", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "distinct_1", "distinct_2", "repetition", "empty",
+)  # fmt: skip
 DIGITS = {"bits_per_byte": 3, "perplexity": 1, "bleu": 2, "chrf": 2, "length": 1}
 SPLIT = {
     "train": "training dialogs", "validation": "validation dialogs", "test": "test dialogs",
-    "exact_overlap": "test questions that also stand in training", "near_duplicate_share": "near-duplicates of training in the test split",
+    "exact_overlap": "test questions that also stand in training",
+    "near_duplicate_share": "near-duplicates of training in the test split",
     "row_random_exact_overlap": "what splitting row by row would have leaked",
 }  # fmt: skip
 
@@ -47,13 +50,15 @@ def write(
     own = question_of(out)["config"] if (out / PLAN).exists() else {"evaluate": config.model_dump(mode="json"), "seed": seed}
     recipe, conflicts = whole_recipe([artifact.manifest["config"] for artifact in (dialogs, tokens, checkpoint)] + [own])
     files.write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    home = [] if str(out.parent) == "runs" else ["--home", str(out.parent)]
     facts = {
         "run": checkpoint.path.name,
         "data": dialogs.summary,
         "training": checkpoint.manifest,
         "recipe": recipe,
         "conflicts": conflicts,
-        "command": shlex.join(["chattune", "run", str(out / "recipe.yaml")]),
+        "command": shlex.join(["chattune", "run", str(out / "recipe.yaml"), *home]),
+        "chat": shlex.join(["chattune", "chat", checkpoint.path.name, *home]),
         "record": Record(checkpoint.path / "metrics.jsonl").rows(),
         "samples": Record(checkpoint.path / "samples.jsonl").rows(),
     }
@@ -93,12 +98,22 @@ def page(summary: Mapping[str, Any], replies: Sequence[Mapping[str, Any]], facts
         described=described(facts["record"]),
         samples=_samples(facts["samples"]),
         answered=[_answered(row) for row in replies[:SHOWN]],
-        split=[(SPLIT.get(key, key.replace("_", " ")), value) for key, value in flatten(summary["split"]).items()],
+        split=_split(summary["split"]),
         settings=flatten(facts["recipe"]),
         versions=versions(),
         hardware=hardware(),
         facts=facts,
     )
+
+
+def _split(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of the split that have a name here first, then the other plain ones; shares as percentages."""
+    names = [*(name for name in SPLIT if name in found), *(name for name in found if name not in SPLIT)]
+    return [
+        (SPLIT.get(name, name.replace("_", " ")), f"{found[name]:.2%}" if isinstance(found[name], float) else _count(found[name]))
+        for name in names
+        if isinstance(found[name], (int, float))
+    ]
 
 
 def _systems(summary: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 OVERLAP = ("bleu", "chrf", "rouge_l")  # metrics that compare a reply with what a person answered
 NAMES = {
     "bits_per_byte": "bits per byte", "perplexity": "perplexity", "bleu": "BLEU", "chrf": "chrF", "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "repetition": "repetition", "empty": "empty replies",
-    "length": "words a reply", "ngram": "n-gram model", "retrieval": "retrieval", "most_frequent": "most frequent reply",
+    "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "repetition": "repetition",
+    "empty": "empty replies", "length": "words a reply", "ngram": "n-gram model", "retrieval": "retrieval",
+    "most_frequent": "most frequent reply",
 }  # fmt: skip
 MOST_EMPTY, MOST_STUCK = 0.05, 0.10  # shares of replies that a conversation bears
 
@@ -104,12 +105,12 @@ def _of_replies(metrics: Scores, baselines: Mapping[str, Scores]) -> list[str]:
     reasons = []
     for name in OVERLAP:
         told = [
-            f"{relation(metrics[name], scores[name])} {said(baseline)} ({_number(scores[name]['value'])})"
+            f"{relation(metrics[name], scores[name])} {said(baseline)} ({_number(name, scores[name]['value'])})"
             for baseline, scores in baselines.items()
             if name in metrics and name in scores
         ]
         if told:
-            reasons.append(f"{said(name)} {_number(metrics[name]['value'])}: {', '.join(told)}.")
+            reasons.append(f"{said(name)} {_number(name, metrics[name]['value'])}: {', '.join(told)}.")
     return reasons
 
 
@@ -133,5 +134,5 @@ def _interval(score: Mapping[str, float], form: str = ".3f") -> str:
     return f"{score['value']:{form}} [{score['low']:{form}}, {score['high']:{form}}]"
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3f}"
+def _number(name: str, value: float) -> str:
+    return f"{value:.1f}" if name in ("bleu", "chrf") else f"{value:.3f}"
