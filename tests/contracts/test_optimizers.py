@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chattune.core.errors import ResumeError
+from chattune.core.errors import ResumeError, SettingError
 from chattune.core.part import kind
 from chattune.train.optimizers import Optimizer
 from chattune.train.optimizers._muon import QUINTIC, orthogonalised
@@ -145,6 +145,12 @@ def test_parameters_without_a_gradient_stay(name: str) -> None:
 def test_every_group_keeps_its_base_rate(name: str) -> None:
     for group in optimizer(name).build(groups(parameters())).param_groups:
         assert group["base_lr"] == group["lr"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rate_that_nobody_set_or_derived_is_told_by_its_path(name: str) -> None:
+    with pytest.raises(SettingError, match=r"train\.optimizer\.lr"):
+        optimizer(name, lr=None).build(groups(parameters()))
 
 
 def test_a_state_for_other_parameters_is_refused(tmp_path: Path) -> None:

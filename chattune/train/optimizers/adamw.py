@@ -28,7 +28,7 @@ class AdamW(Optimizer):
         import torch
 
         torch_groups = [
-            {**group, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay if group["decay"] else 0.0}
+            {**group, "lr": self.peak, "base_lr": self.peak, "weight_decay": self.weight_decay if group["decay"] else 0.0}
             for group in groups
         ]
         return torch.optim.AdamW(torch_groups, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)

@@ -38,7 +38,7 @@ class Muon(Optimizer):
         torch_groups = []
         for group in groups:
             muon = group["role"] == "matrix"
-            rate = self.lr if muon else self.adamw_lr
+            rate = self.peak if muon else self.adamw_lr
             momentum = {"momentum": self.momentum, "iterations": self.iterations}
             own = momentum if muon else {"betas": (self.beta1, self.beta2), "eps": self.epsilon}
             decay = self.weight_decay if group["decay"] else 0.0

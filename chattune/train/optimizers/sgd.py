@@ -31,7 +31,7 @@ class SGD(Optimizer):
         import torch
 
         torch_groups = [
-            {**group, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay if group["decay"] else 0.0}
+            {**group, "lr": self.peak, "base_lr": self.peak, "weight_decay": self.weight_decay if group["decay"] else 0.0}
             for group in groups
         ]
         return torch.optim.SGD(torch_groups, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0)
