@@ -135,7 +135,7 @@ class ChatModel:
         """(time, vocabulary) float32: what the model expects after each of `ids`."""
         import torch
 
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: the caller may go on with what it gets
             return self.model(torch.tensor([list(ids)], device=self.model.device))[0].float()  # type: ignore[no-any-return]
 
     def _reply(self, tokens: list[int], forgotten: int) -> Reply:
