@@ -169,7 +169,8 @@ def test_unusual_but_good_files_are_read_and_everything_is_counted(
 
 
 def test_a_line_of_100_megabytes_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [f'{{"messages": [{{"role": "user", "content": "what of {t}?"}}, {{"role": "assistant", "content": "{t}!"}}]}}\n' for t in THINGS]
+    said = '{"messages": [{"role": "user", "content": "what of %s?"}, {"role": "assistant", "content": "%s!"}]}\n'
+    rows = [said % (thing, thing) for thing in THINGS]
     logs = tmp_path / "long.jsonl"
     with logs.open("w") as file:
         file.writelines(rows[:20])
@@ -207,8 +208,10 @@ def _quick(*words: str, torch_free: bool = True) -> tuple[float, int, str]:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--help"], 0, "evaluate"), (["--version"], 0, chattune.__version__), ([], 0, "try this"), (["list"], 0, "regularizers"),
-        (["list", "regularizers"], 0, "label_smoothing"), (["trian"], 2, "Did you mean 'train'?"), (["completion", "bash"], 0, "complete"),
+        (["--help"], 0, "evaluate"), (["--version"], 0, chattune.__version__), ([], 0, "try this"),
+        (["list"], 0, "regularizers"),
+        (["list", "regularizers"], 0, "label_smoothing"), (["trian"], 2, "Did you mean 'train'?"),
+        (["completion", "zsh"], 0, "compdef"),
         (["list", "optimisers"], 2, "Did you mean"), (["explain", "label_smoothing"], 0, "strength"), (["runs"], 0, "No runs"),
         (["explain", "train.optimizer.lr"], 0, "learning rate"), (["run", "demo", "trian.x=1"], 2, "train"),
         (["run", "demo", "train.optimizer=adamv"], 2, "adamw"), (["run", "demo", "train.optimizer.lrr=1"], 2, "'lr'"),
