@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chattune.models.language_model import LanguageModel
 
 # size: (layers, width). Everything else follows from the width.
-_SIZES = {"micro": (2, 128), "tiny": (4, 256), "small": (6, 384), "medium": (8, 512), "base": (12, 768), "large": (16, 1024)}
+_SIZES = {"micro": (4, 128), "tiny": (4, 256), "small": (6, 384), "medium": (8, 512), "base": (12, 768), "large": (16, 1024)}
 _HEAD = 64
 
 
@@ -29,8 +29,8 @@ class GPT(Family):
     Source: Touvron et al. 2023, arXiv:2302.13971; grouped queries: Ainslie et al. 2023, arXiv:2305.13245; q/k norm: Dehghani
     et al. 2023, arXiv:2302.05442. With `qk_norm` it is Qwen3 in transformers, without it Llama.
 
-    The dial: a size is a number of layers and a width (micro 2×128, tiny 4×256, small 6×384, medium 8×512, base 12×768, large
-    16×1024). From the width follow heads of 64, hidden = 8/3 width (to the next 32), context = the next power of two, and for
+    The dial: a size is a number of layers and a width (micro 4×128, tiny 4×256, small 6×384, medium 8×512, base 12×768, large
+    16×1024). From the width follow heads of 64, hidden = 8/3 width (to the next 32), context = the next power of two from 256, and for
     other sections: vocabulary = 16 × width, batch = the power of two from 16 × width tokens, AdamW's rate = 0.5 / width.
     """
 
@@ -95,7 +95,7 @@ class GPT(Family):
             heads=heads,
             kv_heads=self.kv_heads or heads,
             hidden=self.hidden or math.ceil(width * 8 / 3 / 32) * 32,
-            context=self.context or max(128, _power_of_two(width)),
+            context=self.context or max(256, _power_of_two(width)),
         )
 
     def recommended(self) -> dict[str, Any]:
