@@ -174,6 +174,7 @@ def test_the_summary_holds_what_machines_read(report: Report) -> None:
     assert {"train", "validation", "test", "exact_overlap"} <= summary["split"].keys()
     assert {"read", "kept", "dropped"} <= summary["counts"].keys()
     assert report.manifest["metrics"] == summary
+    assert summary["test"]["untouched"] is True
     assert summary["verdict"]["answer"] == "no"  # four steps do not beat an n-gram
     assert summary["prompts"]["answered"] == len(list(report.replies())) == 8
     assert {path.name for path in report.path.iterdir()} >= {"summary.json", "report.html", "replies.jsonl", "recipe.yaml"}
@@ -213,6 +214,34 @@ def test_tokens_of_another_tokenizer_are_refused(report: Report, home: Path, tmp
     other = execute(plan(prepare, {"prepare": prepare.sections["prepare"](vocabulary=290)}, {"dialogs": inputs["dialogs"]}, place))
     with pytest.raises(ArtifactError, match="another tokenizer"):
         execute(plan(stage, {}, {**inputs, "tokens": other}, place))
+
+
+def test_tokens_of_other_dialogs_are_refused(report: Report) -> None:
+    from chattune.dialogs.artifact import Dialogs
+
+    class Others(Dialogs):
+        digest = "0"  # type: ignore[assignment]
+
+    stage, inputs = load_stage("evaluate"), report.manifest["inputs"]
+    opened = {name: kind.open(report.path.parent / inputs[name]["run"]) for name, (kind, _) in stage.inputs.items()}
+    with pytest.raises(ArtifactError, match="other dialogs"):
+        stage.function(config=stage.sections["evaluate"](), **{**opened, "dialogs": Others(opened["dialogs"].path)}, out=report.path)
+
+
+@pytest.mark.requirement("R175")
+def test_only_a_model_that_learned_from_this_training_split_alone_has_an_untouched_test_split(report: Report) -> None:
+    from chattune.evaluate.judge import untouched
+    from chattune.models.checkpoint import Checkpoint
+    from chattune.tokens.token_set import TokenSet
+
+    place, inputs = report.path.parent, report.manifest["inputs"]
+    tokens, checkpoint = TokenSet.open(place / inputs["tokens"]["run"]), Checkpoint.open(place / inputs["checkpoint"]["run"])
+    assert untouched(tokens, checkpoint)
+    learned_from = checkpoint.manifest["inputs"]
+    checkpoint.manifest["inputs"] = {**learned_from, "start": {"run": "train-x", "digest": "0"}}
+    assert not untouched(tokens, checkpoint)
+    checkpoint.manifest["inputs"] = {"tokens": {"run": "prepare-x", "digest": "0"}}
+    assert not untouched(tokens, checkpoint)
 
 
 def test_settings_of_one_metric_change_the_usual_ones_and_a_list_replaces_them() -> None:
@@ -327,6 +356,12 @@ def test_colours_have_contrast_in_light_and_in_dark(scheme: str) -> None:
             assert contrast(colours[line], colours[paper]) >= 3  # and for graphics
 
 
+def test_the_page_shows_what_was_said_before_half_way_and_after(report: Report) -> None:
+    text = (report.path / "report.html").read_text(encoding="utf-8")
+    for when in ("before (step 0)", "half-way (step 2)", "after (step 4)"):
+        assert text.count(f">{when}</dt>") == 2  # one for each prompt of the recipe
+
+
 def test_the_answer_is_at_the_top(report: Report) -> None:
     text = (report.path / "report.html").read_text(encoding="utf-8")
     assert text.index("Not yet") < text.index("<table")
@@ -339,6 +374,16 @@ def test_the_answer_is_at_the_top(report: Report) -> None:
 
 ROWS = [{"step": n, "loss": 8 / (n + 1) ** 0.3, "lr": 1e-3, "tokens": n * 100} for n in range(1, 900)]
 LOOKS = [{"step": n, "event": "evaluation", "loss": 8 / (n + 1) ** 0.28} for n in range(0, 900, 100)]
+
+
+@pytest.mark.requirement("R132")
+def test_the_figure_shows_training_and_held_out_loss_together() -> None:
+    from chattune.evaluate.curves import curves
+
+    drawn = curves([*ROWS, *LOOKS], 1.5) or ""
+    assert all(label in drawn for label in ("training batches", "validation split", "n-gram model, on the test split"))
+    for name in ("--train", "--validation", "--bar"):
+        assert drawn.count(f"var({name})") >= 2  # the line and its entry in the legend
 
 
 def test_curves_take_the_colours_of_the_page() -> None:

@@ -38,12 +38,8 @@ class Judged:
 
 
 def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint) -> Judged:
-    """Everything that is measured. Raises `ArtifactError` where model and tokens do not belong together."""
-    if checkpoint.manifest["outputs"]["tokenizer.json"] != tokens.manifest["outputs"]["tokenizer.json"]:
-        raise ArtifactError(
-            "was trained with another tokenizer than the token set has.", path=str(checkpoint.path), value=checkpoint.path.name,
-            rule=f"the tokenizer of {tokens.path.name}", hint="Prepare the dialogs with that tokenizer: prepare.tokenizer=DIRECTORY.",
-        )
+    """Everything that is measured. Raises `ArtifactError` where dialogs, tokens and model do not belong together."""
+    _refuse_strangers(dialogs, tokens, checkpoint)
     split = tokens.split("test")
     if not np.any(np.asarray(split.weights) > 0):
         raise DataError(
@@ -85,12 +81,31 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         },
         "test": {
             "conversations": len(split), "target_tokens": int(loss.tokens.sum()), "bytes": int(loss.bytes.sum()),
-            "context": context, "overlap": overlap,
+            "context": context, "overlap": overlap, "untouched": untouched(tokens, checkpoint),
         },
         "split": known["split"],
         "counts": known["counts"],
     }  # fmt: skip
     return Judged(summary, _rows(prompts, replies, others, single))
+
+
+def untouched(tokens: TokenSet, checkpoint: Checkpoint) -> bool:
+    """True when it is certain that the model never saw the test split: it learned from this token set's training split alone."""
+    learned_from = checkpoint.manifest["inputs"]
+    return "start" not in learned_from and learned_from.get("tokens", {}).get("digest") == tokens.digest
+
+
+def _refuse_strangers(dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint) -> None:
+    if tokens.manifest["inputs"]["dialogs"]["digest"] != dialogs.digest:
+        raise ArtifactError(
+            "was prepared from other dialogs.", path=str(tokens.path), value=tokens.manifest["inputs"]["dialogs"]["run"],
+            rule=f"made from {dialogs.path.name}", hint="Give the dialogs that the tokens were made from.",
+        )
+    if checkpoint.manifest["outputs"]["tokenizer.json"] != tokens.manifest["outputs"]["tokenizer.json"]:
+        raise ArtifactError(
+            "was trained with another tokenizer than the token set has.", path=str(checkpoint.path), value=checkpoint.path.name,
+            rule=f"the tokenizer of {tokens.path.name}", hint="Prepare the dialogs with that tokenizer: prepare.tokenizer=DIRECTORY.",
+        )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _beaten_by(metrics: Scores, baselines: Mapping[str, Scores]) -> list[str]:
 def _of_prediction(against: str, metrics: Scores, baselines: Mapping[str, Scores], difference: Mapping[str, float] | None) -> list[str]:
     ours = metrics["bits_per_byte"]
     if against == "unknown":
-        return [f"Bits per byte on the untouched test split: {_interval(ours)}; no n-gram model was asked for to compare with."]
+        return [f"Bits per byte on the test split: {_interval(ours)}; no n-gram model was asked for to compare with."]
     theirs = baselines["ngram"]["bits_per_byte"]
     share = ours["value"] / theirs["value"] - 1 if theirs["value"] else 0.0
     how = {
@@ -98,7 +98,7 @@ def _of_prediction(against: str, metrics: Scores, baselines: Mapping[str, Scores
     }[against]  # fmt: skip
     paired = f" (difference {_interval(difference, '+.3f')})" if difference is not None else ""
     both = f"{_interval(ours)} against {_interval(theirs)} of the n-gram model, {share:+.1%}"
-    return [f"Bits per byte on the untouched test split: {both}: {how}{paired}."]
+    return [f"Bits per byte on the test split: {both}: {how}{paired}."]
 
 
 def _of_replies(metrics: Scores, baselines: Mapping[str, Scores]) -> list[str]:
