@@ -17,7 +17,7 @@ ANSWERS = ("I never met any {}.", "Oh yes, {} are wonderful!", "My uncle sells {
 TINY = [
     "model.layers=1", "model.width=32", "model.heads=2", "model.context=64", "train.steps=20", "train.batch_tokens=512",
     "train.threads=1", "train.precision=float32", "train.compile=off", "train.evaluations=2", "evaluate.replies=6",
-    "evaluate.sampling.max_tokens=12",
+    "evaluate.sampling.max_tokens=12", "train.minutes=", "prepare.vocabulary=",
 ]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ MISTAKES = [
     ("collect latin.txt", 1, r"latin\.txt:1: is not utf-8: byte 0xe9 cannot be read\. Name its encoding: collect\.encoding="),
     ("collect cut.txt.gz", 1, r"cut\.txt\.gz: is a damaged gzip file"),
     ("collect noreply.jsonl", 1, r"noreply\.jsonl: nothing usable among 1 conversations: 1 no_reply\."),
-    ("collect small.txt", 1, r"1 dialogs in 1 clusters of different questions are too few to split\. Add conversations"),
+    ("collect small.txt", 1, r"too few to split\. Add conversations"),
     ("collect folder", 1, r"folder: holds no file that could be conversations\."),
     ("collect ok.txt collect.format=sharegptt", 2, r"collect\.format: .* Did you mean 'sharegpt'\?"),
     ("collect ok.txt collect.format=alpaca", 1, r"ok\.txt: nothing usable .*Name it with collect\.format="),
@@ -333,6 +333,37 @@ def test_chat_reads_a_pipe(told: Result) -> None:
     done = subprocess.run(command, input="do you like apples?\nand kites?\n", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() or done.stdout.count("\n") >= 2
+
+
+@pytest.mark.requirement("U1")
+def test_the_demo_answers_three_prompts_three_times_and_says_what_is_next(
+    raw_logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "runs"
+    words = ["demo", f"collect.sources={raw_logs}", *TINY, "--home", str(home)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    asked = [line for line in out.splitlines() if line.startswith("> ")]
+    assert len(asked) == 3
+    for when in ("before", "half-way", "after"):
+        assert out.count(f"  {when} ") == 3
+    for word in ("bits_per_byte", "retrieval", "report.html", "chattune chat demo"):
+        assert word in out
+    assert main([*words, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert data.keys() >= {"run", "report", "seconds", "parameters", "metrics", "baselines", "split", "counts"}
+    assert data["seconds"].keys() >= {"train", "total"}
+
+
+def test_resume_finds_a_finished_story_and_an_unfinished_run(told: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _answer(told, capsys, "resume", "first")["finished"]
+    home = tmp_path / "runs"
+    shutil.copytree(told.run.parent, home)
+    (home / told.runs["evaluate"].name / MANIFEST).unlink()  # as if it had been stopped before its last write
+    assert main(["show", told.runs["evaluate"].name, "--home", str(home)]) == 0
+    assert f"unfinished: `chattune resume {told.runs['evaluate'].name}`" in capsys.readouterr().out
+    assert main(["resume", "first", "--home", str(home)]) == 0
+    assert (home / told.runs["evaluate"].name / MANIFEST).exists()
 
 
 @pytest.mark.requirement("U4", "R076")

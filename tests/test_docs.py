@@ -96,7 +96,6 @@ def test_links_lead_somewhere_and_commands_exist(page: str) -> None:
 
 
 # Recipes get settings that end in seconds; everything else about commands and programs is as it is printed.
-QUICK = ["train.minutes=", *TINY]
 WRAPPER = """#!{python}
 import sys
 from chattune.cli import main
@@ -112,7 +111,7 @@ def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     write_raw_logs(tmp_path / "logs" / "window.txt")
     script = tmp_path / "bin" / "chattune"
-    script.write_text(WRAPPER.format(python=sys.executable, quick=QUICK))
+    script.write_text(WRAPPER.format(python=sys.executable, quick=TINY))
     script.chmod(0o755)
     environment = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for text in (text for language, text in blocks(page) if language == "yaml"):
@@ -120,7 +119,7 @@ def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:
         assert name, "a YAML block begins with its file's name"
         recipe = parse(text)
         Recipe.read({**recipe, "collect": {"sources": [str(tmp_path / "logs")]}})
-        (tmp_path / name[1]).write_text(yaml.safe_dump(override(recipe, QUICK)), "utf-8")
+        (tmp_path / name[1]).write_text(yaml.safe_dump(override(recipe, TINY)), "utf-8")
     ran = 0
     for language, text in blocks(page):
         assert language in ("bash", "python", "yaml", "text"), f"{page} has a block of {language}, which nothing runs"
