@@ -59,7 +59,7 @@ def described(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def inline(svg: str, prefix: str) -> str:
     """An SVG file's text as an element of a page: no prologue, its own ids, the page's colours, as wide as its place."""
-    svg = svg[svg.index("<svg") :]
+    svg = '<svg aria-hidden="true"' + svg[svg.index("<svg") + 4 :]  # the caption says it in words
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
