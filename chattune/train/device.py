@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -123,7 +124,9 @@ def choose_compile(
 
 
 def compiled(model: LanguageModel) -> Callable[..., Tensor]:
-    """`model.hidden`, compiled for the shapes that it meets."""
+    """`model.hidden`, compiled for the shapes that it meets; what the compiler only remarks on is not shown."""
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     faster: Callable[..., Tensor] = torch.compile(model.hidden, dynamic=False)
     return faster
 

@@ -160,6 +160,7 @@ class Training:
         model = self.worker.model
         own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         training = model.training
+        faster = model.__dict__.pop("hidden", None)  # compiled for the shapes of training; other shapes would compile again
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
@@ -167,6 +168,8 @@ class Training:
             yield model.eval()
         finally:
             model.train(training)
+            if faster is not None:
+                model.__dict__["hidden"] = faster
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     parameter.copy_(own[name])

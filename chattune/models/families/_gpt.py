@@ -184,7 +184,7 @@ class GPTModel(LanguageModel):
         cos, sin = rotary(positions, f.width // f.heads, f.rope_theta, dtype)
         if cache is not None and slots is not None:
             bias, causal = cache_bias(slots, cache.keys[0].dtype), False
-        elif segments is None or _one_window_a_row(segments):
+        elif segments is None or (not torch.compiler.is_compiling() and _one_window_a_row(segments)):
             bias, causal = causal_bias(time, dtype, ids.device), True
         else:
             bias, causal = window_bias(segments, dtype), False
