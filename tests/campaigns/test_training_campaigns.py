@@ -232,8 +232,8 @@ def relative_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> t
     """‖ours − theirs‖ / ‖theirs‖ of the whole gradient, and of the parameter where it is largest; NaN stays NaN."""
     assert all(theirs[n].abs().max() > 0 for n in theirs)
     each = torch.stack([(ours[n] - theirs[n]).norm() / theirs[n].norm() for n in theirs])
-    whole = torch.cat([(ours[n] - theirs[n]).flatten() for n in theirs]).norm() / torch.cat([t.flatten() for t in theirs.values()]).norm()
-    return float(whole), float(each.max())
+    difference = torch.cat([(ours[n] - theirs[n]).flatten() for n in theirs]).norm()
+    return float(difference / torch.cat([t.flatten() for t in theirs.values()]).norm()), float(each.max())
 
 
 @pytest.mark.requirement("C8", "I30", "R080")
@@ -290,21 +290,31 @@ def unfinish(run: Path) -> None:
 
 
 def start(run: Path) -> int:
-    """``chattune resume RUN`` in a child that inherits what is imported; its process id."""
+    """``chattune resume RUN`` in a child that inherits what is imported, once it has begun to train; its process id."""
+    (run.parent / "said.txt").unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            with (run.parent / "said.txt").open("w") as said:
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
+            with (run.parent / "said.txt").open("w", buffering=1) as said:
+                sys.stdout = sys.stderr = said
                 talk.cache_clear()
                 from chattune.cli import main
 
                 code = main(["resume", str(run), "--home", str(run.parent)])
         finally:
             os._exit(code)
+    said = run.parent / "said.txt"
+    deadline = time.monotonic() + 120
+    while not (said.exists() and "computing on" in said.read_text()):
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.002)
     return child
+
+
+def ended(child: int) -> int:
+    """Its exit code, once it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def acknowledged(run: Path) -> int:
@@ -323,14 +333,10 @@ def test_killed_trainings_lose_nothing_and_come_to_the_same_weights(planned: tup
     killed = 0
     while killed < kills:
         child = start(run)
-        while not state.exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.4))
         if chance.random() < 0.5:
-            time.sleep(chance.uniform(0.0, 1.0))
-        else:
-            time.sleep(chance.uniform(0.0, 0.5))
             while not list(state.glob(".tmp-*")) and not (run / "manifest.json").exists():
-                pass
+                time.sleep(0.0002)
             time.sleep(chance.uniform(0.0, 0.005))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -348,8 +354,7 @@ def test_killed_trainings_lose_nothing_and_come_to_the_same_weights(planned: tup
         lost += max(train_state.steps(state), default=0) < acknowledged(run)
         train_state.Snapshots(state).load(allow_changes=True)  # as the next start does
         leftovers += len(list(state.glob(".*")))
-    child = start(run)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (run.parent / "said.txt").read_text()
+    assert ended(start(run)) == 0, (run.parent / "said.txt").read_text()
     finished, equal = finished + 1, equal + (files.digest_of(run / "model.safetensors") == reference)
     print(
         f"C1: {kills} kills of a training, {inside} inside a save: {unloadable} unloadable, {lost} lost, {leftovers} leftovers; "
@@ -358,22 +363,20 @@ def test_killed_trainings_lose_nothing_and_come_to_the_same_weights(planned: tup
     assert inside >= kills // 5
     assert (unloadable, lost, leftovers) == (0, 0, 0)
     assert equal == finished
-    unfinish(run)
 
 
 @pytest.mark.requirement("C5", "I33")
 def test_sigterm_saves_and_exits_143_and_the_resumed_run_comes_to_the_same_weights(planned: tuple[Path, str]) -> None:
     run, reference = planned
+    unfinish(run)
     chance, slowest, stopped = random.Random(5), 0.0, 0
     wanted = 30 if FULL else 4
     while stopped < wanted:
         child = start(run)
-        while acknowledged(run) < 1 and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.3))
+        time.sleep(chance.uniform(0.0, 0.2))
         os.kill(child, signal.SIGTERM)
         began = time.monotonic()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = ended(child)
         slowest = max(slowest, time.monotonic() - began)
         said = (run.parent / "said.txt").read_text()
         if code == 0:
@@ -385,17 +388,16 @@ def test_sigterm_saves_and_exits_143_and_the_resumed_run_comes_to_the_same_weigh
         told = re.search(rf"saved step (\d+); continue with `chattune resume {run.name}`", said)
         if told:  # else it had not begun to train, or was already writing the result
             assert max(train_state.steps(run / "state")) == int(told[1])
-    child = start(run)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ended(start(run)) == 0
     assert files.digest_of(run / "model.safetensors") == reference
     print(f"C5: {stopped} of {stopped} trainings stopped by SIGTERM exit 143 and are resumable; the slowest took {slowest:.2f} s")
     assert slowest < 10
-    unfinish(run)
 
 
 @pytest.mark.requirement("C5", "I33")
 def test_ctrl_c_on_the_real_command_saves_says_how_to_go_on_and_exits_130(planned: tuple[Path, str]) -> None:
     run, reference = planned
+    unfinish(run)
     command = [sys.executable, "-m", "chattune.cli", "resume", str(run), "--home", str(run.parent)]
     with subprocess.Popen(command, env=alone(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while acknowledged(run) < 2 and process.poll() is None:
@@ -409,4 +411,3 @@ def test_ctrl_c_on_the_real_command_saves_says_how_to_go_on_and_exits_130(planne
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stderr
     assert files.digest_of(run / "model.safetensors") == reference
-    unfinish(run)
