@@ -7,10 +7,13 @@ at the ends of a message; runs of one role are joined by a newline.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from chattune.dialogs.dialog import Dialog, Drop, Message
+
+_BROKEN = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -46,7 +49,11 @@ class Shaped:
 
 
 def shaped(dialog: Dialog) -> Shaped | Drop:
-    """`dialog` in its normal shape, or a `Drop`: ``empty``, ``no_reply`` (nobody answers) or ``no_user`` (nobody asks)."""
+    """`dialog` in its normal shape, or a `Drop`.
+
+    ``empty``: nothing is said; ``no_reply``: nobody answers; ``no_user``: nobody asks; ``broken_character``: half of a surrogate
+    pair, which JSON can hold and no encoding of text can.
+    """
     messages: list[Message] = []
     empty = joined = 0
     for message in dialog.messages:
@@ -60,6 +67,8 @@ def shaped(dialog: Dialog) -> Shaped | Drop:
             messages.append(replace(message, content=content))
     roles = {message.role for message in messages}
     reason = "empty" if not messages else "no_reply" if "assistant" not in roles else "no_user" if "user" not in roles else None
+    if any(_BROKEN.search(message.content) for message in messages):
+        reason = "broken_character"
     if reason:
         who = ", ".join(sorted(roles)) or "nobody"
         return Drop(reason, dialog.file, dialog.line, f"{dialog.id}: {len(messages)} messages by {who}")

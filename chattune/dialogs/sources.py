@@ -15,7 +15,7 @@ EMBEDDED = {
     "chatterbot-chinese": ("chatterbot_corpus", "data/chinese/*.yml", "chatterbot"),
     "chitchat": ("chitchat_dataset", "dataset.json", "chitchat"),
 }
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".log", ".md", ".yml", ".yaml")
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".log", ".yml", ".yaml")
 
 
 @dataclass(frozen=True)

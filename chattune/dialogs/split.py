@@ -83,13 +83,13 @@ class Split:
 
 def split(asked: Asked, rules: Rules) -> Split:
     """Part of each dialog: shares of the whole to ±1 wherever the clusters allow it. `DataError` below ten clusters."""
-    count = len(asked.dialogs)
-    cluster, refused = clusters_of(asked, rules) if count else (np.zeros(0, np.int64), ())
-    found = len(np.unique(cluster))
+    cluster, refused, different = clusters_of(asked, rules)
+    found = min(len(np.unique(cluster)), different)
     if found < LEAST_CLUSTERS:
         raise DataError(
-            f"{count} dialogs in {found} clusters of different questions are too few to split.", path="collect.sources", value=found,
-            rule=f"at least {LEAST_CLUSTERS} clusters, one for each tenth", hint="Add conversations that ask something else.",
+            f"{len(asked.dialogs)} dialogs with {found} different questions are too few to split.", path="collect.sources",
+            value=found, rule=f"at least {LEAST_CLUSTERS} clusters of questions, one for each tenth",
+            hint="Add conversations that ask something else.",
         )
     return Split(_assigned(asked.dialogs, cluster, rules), cluster, refused)
 
@@ -100,8 +100,11 @@ def sizes(count: int, shares: Sequence[float]) -> tuple[int, int, int]:
     return count - validation - test, validation, test
 
 
-def clusters_of(asked: Asked, rules: Rules) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The cluster of each dialog, numbered by first appearance, and the questions through which no join was made."""
+def clusters_of(asked: Asked, rules: Rules) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """The cluster of each dialog, numbered by first appearance; questions through which no join was made; different questions.
+
+    Different are questions that are no near-duplicates of each other.
+    """
     number = asked.number
     alike = Joined(len(number))
     for pair in asked.compared.similar_pairs(rules.threshold):
@@ -124,8 +127,8 @@ def clusters_of(asked: Asked, rules: Rules) -> tuple[np.ndarray, tuple[str, ...]
             if len(holders[root]) > 1 and not joined.join(*holders[root]):
                 refused.append(asked.texts[root])
     numbers: dict[int, int] = {}
-    clusters = np.array([numbers.setdefault(joined.root(index), len(numbers)) for index in range(count)])
-    return clusters, tuple(dict.fromkeys(refused))
+    clusters = np.array([numbers.setdefault(joined.root(index), len(numbers)) for index in range(count)], np.int64)
+    return clusters, tuple(dict.fromkeys(refused)), len({alike.root(index) for index in range(len(number))})
 
 
 def measured(asked: Asked, part: np.ndarray, rules: Rules, copies: Sequence[int]) -> dict[str, Any]:
@@ -252,6 +255,11 @@ def _assigned(dialogs: Sequence[Dialog], cluster: np.ndarray, rules: Rules) -> n
             else:
                 waiting.append(own)
         free = waiting
+    for target in sorted(left, key=lambda target: -left[target]):
+        smallest = min(free, key=len)
+        if len(smallest) < 2 * left[target]:  # too much by less than is missing
+            part[smallest] = target
+            free.remove(smallest)
     return part
 
 

@@ -24,7 +24,7 @@ from chattune.dialogs.dialog import Dialog, Drop
 from chattune.dialogs.readers import Reader
 from chattune.dialogs.shape import MessageCounts, Shaped, content_key, shaped
 from chattune.dialogs.sources import SourceFile, source_files
-from chattune.dialogs.split import Asked, Rules, measured, split
+from chattune.dialogs.split import Asked, Rules, measured, sizes, split
 from chattune.dialogs.text import known_encoding
 
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -110,8 +110,8 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
     divided = split(asked, rules)
     parts = {name: [dialogs[i] for i in np.flatnonzero(divided.part == index)] for index, name in enumerate(SPLITS)}
     for name, own in parts.items():
-        _write(out / f"{name}.jsonl", (dialog.to_json() for dialog in own))
-    _write(out / "dropped.jsonl", (json.dumps(asdict(drop), ensure_ascii=False) for drop in account.dropped))
+        _write(out / f"{name}.jsonl", (dialog.as_dict() for dialog in own))
+    _write(out / "dropped.jsonl", (asdict(drop) for drop in account.dropped))
     summary = {
         "counts": account.counts(len(dialogs)),
         "split": {
@@ -126,7 +126,7 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
         "sources": account.sources,
     }
     keep_summary(out, summary)
-    _say(summary)
+    _say(summary, config.splits)
     return Dialogs(out)
 
 
@@ -185,8 +185,10 @@ def _reader(file: SourceFile, config: CollectConfig) -> Reader:
     return config.format if config.encoding == "utf-8" else config.format.changed(encoding=config.encoding)
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    files.write_atomically(path, "".join(f"{line}\n" for line in lines))
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    # Metadata and details may hold half of a surrogate pair, which only its escape can stand for.
+    files.write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _say(summary: Mapping[str, Any]) -> None:
+def _say(summary: Mapping[str, Any], shares: Sequence[float]) -> None:
     say = talk().print
     by_format: dict[str, Counter[str]] = {}
     for source in summary["sources"]:
@@ -216,6 +218,15 @@ def _say(summary: Mapping[str, Any]) -> None:
     counts, found = summary["counts"], summary["split"]
     say(f"collect  read {counts['read']}, kept {counts['kept']}, dropped {_told(counts['dropped'])}", markup=False)
     say(f"collect  train {found['train']}, validation {found['validation']}, test {found['test']} dialogs", markup=False)
+    wanted = sizes(counts["kept"], shares)
+    if any(abs(found[name] - count) > 1 for name, count in zip(SPLITS, wanted, strict=True)):
+        say(f"collect  warning: clusters are too large for the shares asked for, which are {wanted} dialogs", markup=False)
+    if found["not_joined"]["questions"]:
+        examples = ", ".join(repr(text[:40]) for text in found["not_joined"]["examples"])
+        say(
+            f"collect  warning: {found['not_joined']['questions']} questions are too common to keep apart, such as {examples}",
+            markup=False,
+        )
     say(
         f"collect  test questions in training: {found['exact_overlap']:.2%} exactly, {found['near_duplicate_share']:.2%} nearly; "
         f"with a row-random split: {found['row_random_exact_overlap']:.1%}, {found['row_random_near_duplicate_share']:.1%}",

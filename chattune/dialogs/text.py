@@ -1,6 +1,7 @@
 """Text of source files: gzip, byte order marks, line ends and encodings; bounded lines and JSON records with their line numbers.
 
-Line ends are read as ``\\n`` whatever they were. Nothing longer than a reader's `record_limit` is ever held in memory.
+Line ends are read as ``\\n`` whatever they were. Nothing longer than a reader's `record_limit` is ever held in memory. Where a file
+breaks off within a character, that one becomes U+FFFD and everything before it is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from chattune.dialogs.dialog import Drop
 HEAD = 64 * 1024  # characters that detection looks at
 _BLOCK = 1 << 20
 _BLANK = " \t\r\n\ufeff"
+_TORN_END = "chattune-torn-end"
 _DECODER = json.JSONDecoder()
 _WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -41,7 +43,8 @@ def reading(path: Path, encoding: str = "utf-8") -> Iterator[TextIO]:
             raw.seek(0)
             plain = cast(io.BufferedIOBase, gzip.GzipFile(fileobj=raw)) if begin[:2] == b"\x1f\x8b" else raw
             _refuse_binary(path, plain, encoding)
-            yield io.TextIOWrapper(cast(Any, plain), encoding="utf-8-sig" if _is_utf8(encoding) else encoding, newline=None)
+            codecs.register_error(_TORN_END, _torn_end)
+            yield io.TextIOWrapper(cast(Any, plain), encoding="utf-8-sig" if _is_utf8(encoding) else encoding, errors=_TORN_END)
         except UnicodeDecodeError as error:
             place = f"{path}:{_undecodable(path, encoding)}"
             raise DataError(
@@ -130,11 +133,16 @@ def _layout(head: str) -> str:
     return "elements" if row and all(isinstance(value, dict) and "messages" in value for value in row.values()) else "lines"
 
 
+class _TooLong(ValueError):
+    """A record that does not end within the limit."""
+
+
 class _Window:
     """A stretch of a file's text that grows on demand and forgets what was used; counts lines as it goes."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.text, self.place, self.line = file, "", 0, 1
+        self.used = 0  # characters of the last value
 
     def grow(self) -> bool:
         more = self.file.read(max(_BLOCK, len(self.text) - self.place))
@@ -160,20 +168,20 @@ class _Window:
         self.place += 1
 
     def value(self, limit: int) -> Any:
-        """The JSON value that begins here; `ValueError` when it is broken or longer than `limit`."""
+        """The JSON value that begins here; `ValueError` when it is broken, `_TooLong` when no end is found within `limit`."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.place)
             except (ValueError, RecursionError) as error:
                 if len(self.text) - self.place > limit:
-                    raise ValueError(f"no record ends within {size(limit)}") from None
+                    raise _TooLong(f"no record ends within {size(limit)}") from None
                 if not self.grow():
                     raise ValueError(str(error)) from None
                 continue
             if end == len(self.text) and self.grow():  # a number may go on
                 continue
             self.line += self.text.count("\n", self.place, end)
-            self.place = end
+            self.used, self.place = end - self.place, end
             return value
 
 
@@ -192,12 +200,17 @@ def _elements(window: _Window, limit: int, shown: str, *, bare: bool) -> Iterato
                 window.expect(":")
                 window.skip(_BLANK)
             value = window.value(limit)
-            yield line, value, key
+            if window.used > limit:
+                yield Drop("line_too_long", shown, line, f"a record of {size(window.used)}; the limit is {size(limit)}")
+            else:
+                yield line, value, key
             if opening and window.skip(_BLANK) != closing:
                 window.expect(",")
         window.place += not bare
         if window.skip(_BLANK):
             raise ValueError("more text after the end of the list or object")
+    except _TooLong as error:
+        yield Drop("line_too_long", shown, window.line, _short(f"{error}; what follows in this file was not read"))
     except ValueError as error:
         yield Drop("broken_json", shown, window.line, _short(f"{error}; what follows in this file was not read"))
 
@@ -224,6 +237,14 @@ def known_encoding(name: str) -> str:
     except LookupError:
         raise ValueError("should be an encoding that Python knows, such as utf-8, gb18030 or latin-1") from None
     return name
+
+
+def _torn_end(error: UnicodeError) -> tuple[str, int]:
+    # Decoders say so only at the very end of the bytes: before it they wait for the rest of the character.
+    breaks_off = ("unexpected end of data", "incomplete multibyte sequence", "truncated data")
+    if isinstance(error, UnicodeDecodeError) and error.reason in breaks_off:
+        return "\ufffd", error.end
+    raise error
 
 
 def _is_utf8(encoding: str) -> bool:

@@ -91,15 +91,14 @@ class PromptCompletion(Reader):
                 hint="Name them: collect.format.name=prompt_completion collect.format.prompt=… collect.format.completion=….",
             )
         places = [names.index(column) for column in columns]
-        csv.field_size_limit(self.record_limit)
-        rows = csv.reader(source, delimiter=_delimiter(header))
+        rows = csv.reader(source, delimiter=_delimiter(header), strict=True)
         index = 0
         while True:
             line = starts[0] + 1
             try:
-                row = next(rows, None)
+                row = self._next(rows)
             except csv.Error as error:
-                yield Drop("broken_csv", shown, line, str(error))
+                yield Drop("broken_csv", shown, line, f"{error}; lines {line} to {max(line, starts[0])} are left out")
                 continue
             yield from dropped
             dropped.clear()
@@ -115,6 +114,14 @@ class PromptCompletion(Reader):
             rest = {name: row[place] for place, name in enumerate(names) if place not in places and name.strip() and row[place]}
             metadata = {name: value for name, value in rest.items() if name not in ("id", "group")}
             yield Dialog(identity(rest, path, index - 1), messages, "prompt_completion", shown, line, rest.get("group"), metadata)
+
+
+    def _next(self, rows: Iterator[list[str]]) -> list[str] | None:
+        usual = csv.field_size_limit(self.record_limit)  # the csv module keeps it for the whole process
+        try:
+            return next(rows, None)
+        finally:
+            csv.field_size_limit(usual)
 
 
 def _delimiter(header: str) -> str:

@@ -70,9 +70,9 @@ class Transcript(Reader):
         names = [match["name"].strip().lower() for line in written if (match := _TURN.match(line))]
         if len(set(names)) < 2 or len(names) < 2:
             return 0.0
-        # Speakers come back; the keys of a settings file do not, unless they are names we know.
+        # Speakers come back, or are names we know; the keys of a settings file do not. A few lines cannot tell.
         known = {*map(str.lower, (*self.assistant, *self.user, *self.system))}
-        recurring = sum(names.count(name) > 1 or name in known for name in set(names)) / len(set(names))
+        recurring = sum(names.count(name) > 1 or name in known or len(names) < 5 for name in set(names)) / len(set(names))
         return round(0.9 * len(names) / len(written) * (0.3 + 0.7 * recurring), 3)
 
     def _dialog(self, path: Path, number: int, line: int, turns: list[tuple[str, str]]) -> Dialog:
