@@ -15,6 +15,7 @@ from chattune.core.config import flatten
 from chattune.core.record import Record
 from chattune.core.stage import hardware, question_of, versions
 from chattune.evaluate.verdict import relation, said
+from chattune.generate.terminal import readable
 
 if TYPE_CHECKING:
     from chattune.dialogs.artifact import Dialogs
@@ -182,7 +183,7 @@ def _answered(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(text: str) -> str:
     """Text from outside, made fit for a page: what cannot be seen is shown as a replacement, what is too long is cut and says so."""
-    shown = "".join(c if c in "\n\t" or c.isprintable() or c in "\u200c\u200d" else "\ufffd" for c in text)
+    shown = readable(text)
     return shown if len(shown) <= TEXT else f"{shown[:TEXT]} … ({len(shown) - TEXT:,} more characters)"
 
 
