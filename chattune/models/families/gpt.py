@@ -102,7 +102,7 @@ class GPT(Family):
         """Vocabulary, batch and rate that suit the width. The rate is in AdamW's scale."""
         width = self.resolved().width or 0
         return {
-            "prepare.vocabulary_at_most": 16 * width,
+            "prepare.vocabulary_at_most": max(512, 16 * width),
             "train.batch_tokens": _power_of_two(16 * width),
             "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
         }
