@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ SAME_WORDS = 0.8  # Jaccard of two texts' words from which they are near-duplica
 PERMUTATIONS = 128
 RECALL = 0.995
 CROWD = 64  # texts in one bucket that are all compared with each other; in a larger crowd each with its neighbours
-_PRIME = np.uint64(0x100000001B3)
+_PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well spread: 2^64 over the golden ratio
 _APOSTROPHES = re.compile(r"['’‘`´]")
 _NOT_LETTERS = re.compile(r"[\W_]+")
 # A Han character, a kana or a hangul syllable says about as much as a word: it stands alone, so that five
@@ -50,10 +51,11 @@ def shingles(texts: Sequence[str]) -> Sets:
     count = max(0, len(characters) - SHINGLE + 1)
     hashes = np.zeros(count, np.uint64)
     for place in range(SHINGLE if count else 0):
-        hashes = _mixed(hashes * _PRIME + characters[place : place + count])
+        hashes *= _PRIME
+        hashes += characters[place : place + count]
     row = np.repeat(np.arange(len(padded)), lengths)
     inside = row[:count] == row[len(row) - count :]  # no shingle reaches into the next text
-    return Sets.of(row[:count][inside], hashes[inside], len(padded))
+    return Sets.of(row[:count][inside], _mixed(hashes[inside]), len(padded))
 
 
 def words(texts: Sequence[str]) -> Sets:
@@ -81,6 +83,13 @@ class Sets:
         keys = keys[np.insert(keys[1:] != keys[:-1], 0, True)] if len(keys) else keys
         offsets = np.searchsorted(keys, np.arange(count + 1, dtype=np.uint64) << bits)
         return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets)
+
+    def some(self, rows: np.ndarray) -> Sets:
+        """The sets of some rows."""
+        sizes = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+        return Sets(self.members[np.repeat(self.offsets[rows], sizes) + within], offsets)
 
     def pairs(self, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
         """Pairs of rows with a Jaccard of at least `threshold`, each once, left < right."""
@@ -155,8 +164,10 @@ class Joined:
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     # The finaliser of splitmix64 (Steele et al. 2014): spreads each bit over the word.
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
 
@@ -172,17 +183,24 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 def _candidates(sets: Sets, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
     """Pairs of rows whose signatures agree on a whole band, each once."""
-    from rensa import RMinHash
+    from rensa import RMinHash, RMinHashLSH
 
-    count = len(sets.offsets) - 1
-    if count < 2:
-        return
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), PERMUTATIONS, seed)
-    signatures = np.array(matrix.to_rows(), dtype=np.uint64)  # (texts, permutations)
     bands, rows = _bands(threshold)
+    permutations = bands * rows
+
+    def signed(some: Sets) -> Any:
+        return RMinHash.digest_matrix_from_flat_token_hashes(some.members, some.offsets.astype(np.uint64), permutations, seed)
+
+    # Most texts share no band with another. Only the others' signatures leave rensa as numbers, which is the slow part.
+    index = RMinHashLSH(threshold, permutations, bands)
+    crowd = np.flatnonzero(index.insert_matrix_and_query_duplicate_flags(signed(sets)))
+    if not len(crowd):
+        return
+    count = len(sets.offsets) - 1
+    signatures = np.array(signed(sets.some(crowd)).to_rows(), dtype=np.uint64)  # (texts, permutations)
     found = []
     for band in range(bands):
-        key = np.zeros(count, np.uint64)
+        key = np.zeros(len(crowd), np.uint64)
         for column in range(band * rows, (band + 1) * rows):
             key = _mixed(key * _PRIME + signatures[:, column])
         order = np.argsort(key)
@@ -191,7 +209,7 @@ def _candidates(sets: Sets, threshold: float, seed: int) -> Iterator[tuple[int, 
             same = np.flatnonzero(key[step:] == key[:-step])
             if not len(same):
                 break
-            left, right = order[same], order[same + step]
+            left, right = crowd[order[same]], crowd[order[same + step]]
             found.append(np.minimum(left, right) * count + np.maximum(left, right))
     for pair in np.unique(np.concatenate(found)).tolist() if found else []:
         yield divmod(pair, count)
