@@ -301,9 +301,10 @@ def textbook_orthogonalised(x: np.ndarray, iterations: int) -> np.ndarray:
     return x
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("shape", [(8, 8), (8, 11), (8, 24), (24, 8), (11, 8), (1, 6)])
-def test_orthogonalised_equals_the_plain_iteration_for_every_shape(shape: tuple[int, int]) -> None:
-    x = np.random.default_rng(2).normal(size=(3, *shape))
+def test_orthogonalised_equals_the_plain_iteration_for_every_shape(shape: tuple[int, int], count: int) -> None:
+    x = np.random.default_rng(2).normal(size=(count, *shape))
     got = orthogonalised(torch.tensor(x, dtype=torch.float32), 5).numpy()
     want = np.stack([textbook_orthogonalised(m, 5) for m in x])
     np.testing.assert_allclose(got, want, atol=2e-4)  # float32 rounding, grown by the slope 3.4 of each of five iterations
