@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from material import TINY, write_raw_logs
 
 import chattune
 from chattune.story import Result
+
+
+def pytest_configure() -> None:
+    """A background job of a shell inherits an ignored SIGINT, and so would every program that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

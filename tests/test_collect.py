@@ -88,7 +88,7 @@ def recounted(made: Dialogs) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------------------------------- the split
 
 
-@pytest.mark.requirement("R003", "R010", "I36", "must-4")
+@pytest.mark.requirement("R003", "R010", "must-4")
 @pytest.mark.parametrize(
     "source", ["chatterbot-english", "chatterbot-chinese", "yaml_corpus/english", "en_dialogue/chitchat_part.json.gz"]
 )
