@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -184,23 +183,17 @@ def test_a_line_of_100_megabytes_is_left_out_and_named(tmp_path: Path, capsys: p
     logs.unlink()
 
 
-def _quick(*words: str, torch_free: bool = True) -> tuple[float, int, str]:
-    """(seconds, exit code, output) of a command in a process of its own that must not import torch."""
+def _quick(*words: str) -> tuple[float, int, str]:
+    """(processor seconds with the interpreter's start, exit code, output) of a command; it must import nothing heavy."""
     script = (
-        "import sys, time; began = time.perf_counter()\n"
-        "from chattune.cli import main\n"
+        "import sys, time; from chattune.cli import main\n"
         "code = main(sys.argv[1:])\n"
-        "took = time.perf_counter() - began\n"
         "heavy = sorted({'torch', 'scipy', 'matplotlib', 'sacrebleu', 'transformers', 'sklearn'} & set(sys.modules))\n"
-        "print(f'@{took} {code} {heavy}', file=sys.stderr)\n"
+        "print(f'@{time.process_time()} {code} {heavy}', file=sys.stderr)\n"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    whole = time.perf_counter() - began
     took, code, heavy = done.stderr.rsplit("@", 1)[1].strip().split(" ", 2)
-    if torch_free:
-        assert heavy == "[]"
-    assert float(took) <= whole
+    assert heavy == "[]"
     return float(took), int(code), done.stdout + done.stderr
 
 
@@ -219,14 +212,15 @@ def _quick(*words: str, torch_free: bool = True) -> tuple[float, int, str]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
 def test_help_lists_and_mistakes_answer_at_once_without_torch(words: list[str], code: int, says: str, tmp_path: Path) -> None:
-    runs = [_quick(*words, *(["--home", str(tmp_path)] if words == ["runs"] else []))]
-    if runs[0][0] > 0.5:  # a machine that is busy with other tests: the best of three counts
-        runs += [_quick(*words) for _ in range(2)]
+    words = [*words, *(["--home", str(tmp_path)] if words == ["runs"] else [])]
+    runs = [_quick(*words)]
+    while runs[-1][0] > 0.5 and len(runs) < 4:  # neighbours on the same core cost time: the best counts
+        runs.append(_quick(*words))
     took, got, output = min(runs)
     print(f"chattune {' '.join(words)}: {took:.2f} s")
     assert got == code
     assert says in output
-    assert took < 3.0  # the goal is 0.5 s on an idle machine, see RESULTS.md; under load only torch (3 s and more) must be told apart
+    assert took < 0.8  # 0.5 s on an idle core (0.25 to 0.45 measured); a core shared with other tests is up to 1.6 times slower
 
 
 def test_bare_chattune_is_six_lines_with_the_one_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:
