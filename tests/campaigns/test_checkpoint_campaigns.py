@@ -220,7 +220,7 @@ def test_a_full_disk_is_told_and_the_old_checkpoints_stay(tmp_path: Path) -> Non
 
 FAULTS = [  # calls, error, every how many calls: prime, so that it wanders over the places of a save
     ("fsync,fdatasync", "EIO", 11), ("rename,renameat,renameat2", "EIO", 2), ("fsync,fdatasync", "ENOSPC", 13),
-    ("rename,renameat,renameat2", "ENOSPC", 3), ("mkdir,mkdirat", "ENOSPC", 2), ("unlink,unlinkat,rmdir", "EIO", 3),
+    ("rename,renameat,renameat2", "ENOSPC", 3), ("mkdir,mkdirat", "ENOSPC", 3), ("unlink,unlinkat,rmdir", "EIO", 3),
     ("write,pwrite64,writev", "ENOSPC", 23), ("write,pwrite64,writev", "EIO", 29),
 ]  # fmt: skip
 
