@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import field_validator
 
 from chattune.core import files
@@ -24,7 +23,6 @@ from chattune.dialogs.dialog import Dialog, Drop
 from chattune.dialogs.readers import Reader
 from chattune.dialogs.shape import MessageCounts, Shaped, content_key, shaped
 from chattune.dialogs.sources import SourceFile, source_files
-from chattune.dialogs.split import Asked, Rules, measured, sizes, split
 from chattune.dialogs.text import known_encoding
 
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -96,6 +94,10 @@ class _Account:
 @stage
 def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
     """Read every source, bring dialogs into their normal shape, leave duplicates out, and split by cluster."""
+    import numpy as np
+
+    from chattune.dialogs.split import Asked, Rules, measured, split
+
     account = _Account()
     dialogs = list(_gathered(config, account))
     copies = [account.copies[content_key(dialog)] for dialog in dialogs]
@@ -218,6 +220,8 @@ def _say(summary: Mapping[str, Any], shares: Sequence[float]) -> None:
     counts, found = summary["counts"], summary["split"]
     say(f"collect  read {counts['read']}, kept {counts['kept']}, dropped {_told(counts['dropped'])}", markup=False)
     say(f"collect  train {found['train']}, validation {found['validation']}, test {found['test']} dialogs", markup=False)
+    from chattune.dialogs.split import sizes
+
     wanted = sizes(counts["kept"], shares)
     if any(abs(found[name] - count) > 1 for name, count in zip(SPLITS, wanted, strict=True)):
         say(f"collect  warning: clusters are too large for the shares asked for, which are {wanted} dialogs", markup=False)

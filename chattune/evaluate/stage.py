@@ -53,11 +53,12 @@ def evaluate(
     *, config: EvaluateConfig, seed: int = 0, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint, out: Path
 ) -> Report:
     """Judge `checkpoint` on the test split of `dialogs`, beside baselines that learned from the training split."""
-    from chattune.evaluate import judge, report
+    from chattune.evaluate.judge import judge
+    from chattune.evaluate.report import write
 
-    judged = judge.judge(config, seed, dialogs, tokens, checkpoint)
+    judged = judge(config, seed, dialogs, tokens, checkpoint)
     keep_summary(out, judged.summary)
-    report.write(judged, config, seed, dialogs, tokens, checkpoint, out)
+    write(judged, config, seed, dialogs, tokens, checkpoint, out)
     verdict = judged.summary["verdict"]
     talk().print(f"evaluate  worth talking to? {verdict['answer']}. {verdict['text']}", markup=False)
     for reason in verdict["reasons"]:

@@ -22,13 +22,13 @@ from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
 from chattune.core.part import choose, kind
 from chattune.models.families import Family
 from chattune.tokens.control import TOKENIZER_FILES
-from chattune.tokens.template import Template
-from chattune.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from chattune.models.language_model import LanguageModel
+    from chattune.tokens.template import Template
+    from chattune.tokens.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, GENERATION, CARD = "model.safetensors", "config.json", "generation_config.json", "README.md"
 FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- chattune\n- conversational\n---\n\n"
@@ -47,10 +47,14 @@ class Checkpoint(Artifact):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        from chattune.tokens.tokenizer import Tokenizer
+
         return Tokenizer.load(self.path)
 
     @cached_property
     def template(self) -> Template:
+        from chattune.tokens.template import Template
+
         return Template(self.tokenizer)
 
 
@@ -60,6 +64,8 @@ def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str)
     Each file is replaced as a whole, the weights first. Raises `DivergenceError` before anything is written when a weight
     is not finite.
     """
+    from chattune.tokens.tokenizer import Tokenizer
+
     tensors, config = model.exported()
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
