@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from chattune.core.errors import DivergenceError
+from chattune.core.progress import Progress
+from chattune.core.record import Record
 from chattune.models.families.gpt import GPT
+from chattune.models.language_model import LanguageModel
 from chattune.tokens.batch import Batch
 from chattune.tokens.batchers import Batcher
 from chattune.tokens.batchers.bucketed import Bucketed
@@ -17,14 +23,18 @@ from chattune.tokens.batchers.padded import Padded
 from chattune.tokens.order import Order, collate
 from chattune.tokens.token_set import TokenSplit
 from chattune.tokens.windows import windows
+from chattune.train import loop
 from chattune.train.budget import Budget
 from chattune.train.config import TrainConfig
 from chattune.train.device import Worker, choose_precision
 from chattune.train.estimate import estimate
+from chattune.train.interrupt import Interrupt
 from chattune.train.loop import Training
+from chattune.train.objectives import LossView
 from chattune.train.objectives._cross_entropy import linear_cross_entropy
 from chattune.train.objectives.next_token import NextToken
 from chattune.train.schedules.warmup_stable_decay import WarmupStableDecay
+from chattune.train.state import Snapshots
 
 CONTROL = {"begin": 0, "end": 1, "system": 2, "user": 3, "assistant": 4, "tool": 5, "pad": 6}
 VOCABULARY, CONTEXT = 61, 32
@@ -206,6 +216,55 @@ def test_an_epoch_is_every_window_once() -> None:
     seen = sum(float(order.next().weights.sum()) for _ in range(order.batches_per_epoch))
     assert seen == np.count_nonzero(split.weights)
     assert order.state_dict() == {"epoch": 1, "index": 0}
+
+
+class NeverANumber(NextToken):
+    """A loss that overflowed."""
+
+    def view(self, model: LanguageModel, batch: Batch, *, full: bool = False) -> LossView:
+        view = super().view(model, batch, full=full)
+        view.loss = view.loss * math.nan
+        return view
+
+
+def surroundings(folder: Path, look: Callable[[LanguageModel], dict[str, float]]) -> loop.Surroundings:
+    """What `fit` reports to, in a folder of its own."""
+    record, snapshots = Record(folder / "metrics.jsonl"), Snapshots(folder, on_save_error="warn")
+    return loop.Surroundings(record, snapshots, Interrupt(), Progress("train", 4), "run", look, lambda: None)
+
+
+@pytest.mark.requirement("C4")
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    losses = iter([math.nan, 3.0, math.nan, 4.0, math.nan])
+    training = made_training({"steps": 4, "evaluations": 4})
+    loop.fit(training, surroundings(tmp_path, lambda model: {"loss": next(losses)}))
+    assert training.state.best == {"step": 1, "loss": 3.0}
+
+
+@pytest.mark.requirement("C4")
+def test_giving_up_is_recorded_with_its_reason(tmp_path: Path) -> None:
+    training = made_training({"steps": 9, "evaluations": 1, "objective": NeverANumber()})
+    with pytest.raises(DivergenceError, match="3 updates in a row"):
+        loop.fit(training, surroundings(tmp_path, lambda model: {"loss": 1.0}))
+    rows = Record(tmp_path / "metrics.jsonl").rows()
+    assert rows[-1]["event"] == "given up" and "epoch 0" in rows[-1]["error"]
+    assert [row["left_out"] for row in rows if "left_out" in row] == [1.0, 1.0]
+
+
+@pytest.mark.requirement("C3")
+def test_a_checkpoint_that_could_not_be_written_is_not_called_saved(tmp_path: Path) -> None:
+    training = made_training({"steps": 4})
+    (tmp_path / "gone").mkdir()
+    snapshots = Snapshots(tmp_path / "gone", on_save_error="warn")
+    training.step()
+    training.save(snapshots)
+    assert training.state.saved == 1
+    (tmp_path / "gone" / "step-00000001").rename(tmp_path / "kept")
+    (tmp_path / "gone").rmdir()
+    (tmp_path / "gone").write_text("a file where the folder was")
+    training.step()
+    training.save(snapshots)
+    assert training.state.saved == 1
 
 
 def test_contradicting_lengths_are_refused() -> None:

@@ -180,9 +180,9 @@ class Training:
         memories = {f"method-{name}": memory.state_dict() for name, memory in self.memories.items() if memory is not None}
         if self.best_weights:
             memories["best"] = self.best_weights
-        self.state.saved = self.state.step
-        state = {**asdict(self.state), "order": self.order.state_dict()}
-        snapshots.save(self.state.step, dict(self.worker.master.named_parameters()), self.optimizer, state, memories)
+        state = {**asdict(self.state), "saved": self.state.step, "order": self.order.state_dict()}
+        if snapshots.save(self.state.step, dict(self.worker.master.named_parameters()), self.optimizer, state, memories):
+            self.state.saved = self.state.step
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue as if never interrupted."""
@@ -228,7 +228,11 @@ def fit(training: Training, around: Surroundings) -> str:
         progress = training.world.same(budget.progress(state.step, state.seconds))
         if progress >= 1.0:
             return "the planned end was reached"
-        numbers = training.step()
+        try:
+            numbers = training.step()
+        except DivergenceError as error:
+            around.record.append(event="given up", step=state.step, error=str(error))
+            raise
         state.seconds = resumed_at + time.monotonic() - clock
         around.record.append(step=state.step, **numbers, tokens=state.tokens, seconds=round(state.seconds, 3))
         done = training.world.same(budget.progress(state.step, state.seconds))
@@ -274,7 +278,8 @@ def _look(training: Training, around: Surroundings) -> str | None:
         + (f"  bits/byte {numbers['bits_per_byte']:.3f}" if "bits_per_byte" in numbers else "")
         + f"  {duration(state.seconds)}"
     )
-    if config.keep == "best" and (state.best is None or numbers["loss"] < state.best["loss"]):
+    better = state.best is None or numbers["loss"] < state.best["loss"]
+    if config.keep == "best" and better and math.isfinite(numbers["loss"]):
         state.best = {"step": state.step, "loss": numbers["loss"]}
         training.best_weights = {name: weight.clone().cpu() for name, weight in weights.items()}
     return config.stopper.stop(state.history) if config.stopper and state.step else None
