@@ -86,6 +86,10 @@ def completion(shell: str = "bash", /, *, common: Common = USUAL) -> Answer:
     return Answer(script.rstrip("\n"), {"shell": shell, "script": script})
 
 
+class _Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt it passes through every ``except Exception`` on its way out."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit code."""
     words = _options_last(list(sys.argv[1:] if arguments is None else arguments))
@@ -97,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         earlier = None  # not the main thread: the host program owns the signals
     try:
         _print(_execute(words), machine)
+    except _Terminated:
+        gone = Interrupted(signal.SIGTERM, "terminated.", hint="Continue with `chattune resume`; see `chattune runs`.")
+        return _fail(gone, machine, debug)
     except KeyboardInterrupt:
         return _fail(Interrupted(signal.SIGINT, "stopped.", hint="What was saved is intact: see `chattune runs`."), machine, debug)
     except BrokenPipeError:
@@ -190,7 +197,7 @@ def _options_last(words: list[str]) -> list[str]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, "terminated.", hint="Continue with `chattune resume`; see `chattune runs`.")
+    raise _Terminated
 
 
 __all__ = ["app", "main"]
