@@ -339,7 +339,10 @@ def test_a_real_terminal_has_prompts_notes_and_streams(trained: ChatModel, tmp_p
     try:
         until("/help shows the commands")
         until("› ")
-        process.send_signal(signal.SIGINT)  # Ctrl-C at the prompt
+        for _ in range(20):  # Ctrl-C at the prompt; one that comes just before the read begins is seen only by the next
+            process.send_signal(signal.SIGINT)
+            if select.select([ours], [], [], 3)[0]:
+                break
         until("/quit or Ctrl-D leaves")
         os.write(ours, b"hello\n")
         until("naïve ok")
