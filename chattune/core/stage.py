@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from chattune.core import files
 from chattune.core.artifact import MANIFEST, PLAN, SCHEMA, Artifact, Home
 from chattune.core.config import explain, flatten
-from chattune.core.errors import ArtifactError, ChattuneError, CorruptError, ResumeError, UnknownName, did_you_mean
+from chattune.core.errors import ArtifactError, ChattuneError, ResumeError, UnknownName, did_you_mean
 from chattune.core.part import ROOT, Settings
 
 IMPORT_ORDER = (
@@ -93,7 +93,7 @@ def stage(function: Callable[..., Artifact]) -> Stage:
 
 
 def stage_names() -> list[str]:
-    """Names of all stages in the order data flows; imports nothing."""
+    """Names of all stages; imports nothing but the syntax tree's reader."""
     import ast
 
     names = []
@@ -106,7 +106,7 @@ def stage_names() -> list[str]:
                 for node in tree.body
                 if isinstance(node, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "stage" for d in node.decorator_list)
             ]
-    return sorted(names, key=lambda name: ("collect", "prepare", "train").index(name) if name in ("collect", "prepare", "train") else 9)
+    return names
 
 
 def load_stage(name: str) -> Stage:
@@ -309,6 +309,6 @@ def _commit() -> str | None:
 
 
 __all__ = [
-    "IMPORT_ORDER", "CorruptError", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan",
+    "IMPORT_ORDER", "STATE", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan",
     "question_of", "stage", "stage_names", "versions",
 ]  # fmt: skip

@@ -107,10 +107,13 @@ def choose_compile(
     """
     cuda = master.device.type == "cuda"
     able = importlib.util.find_spec("triton") is not None if cuda else shutil.which("g++") is not None
+    shortest = (4 if cuda else 20) * COMPILE_SECONDS
+    if not able or (budget.seconds is not None and budget.seconds < shortest):
+        return False, ""
     model = copy.deepcopy(master).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     plain = _seconds(step, model) * passes
     planned = budget.seconds or plain * (budget.steps or 1)
-    if not able or planned < (4 if cuda else 20) * COMPILE_SECONDS:
+    if planned < shortest:
         return False, ""
     began = time.perf_counter()
     model.hidden = compiled(model)  # type: ignore[method-assign]
@@ -149,16 +152,6 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what tensors free: large blocks go back to the system otherwise, and each step pays to clear new pages."""
-    import ctypes
-
-    with_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if with_mallopt is not None:
-        with_mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: its largest value, 32 MiB
-        with_mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def norm_of(parameters: list[nn.Parameter]) -> Tensor:

@@ -64,9 +64,9 @@ def _measured(model: Family, config: TrainConfig, vocabulary: int, batch_tokens:
     import torch
 
     from chattune.train import device as computing
+    from chattune.train.budget import Budget
     from chattune.train.loop import Training
 
-    computing.keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     batch = _random_batch(vocabulary, batch_tokens, model.context_length())
@@ -78,8 +78,6 @@ def _measured(model: Family, config: TrainConfig, vocabulary: int, batch_tokens:
         lambda each: config.objective.view(each, part).loss.backward(),  # type: ignore[no-untyped-call]
         config.precision,
     )
-    from chattune.train.budget import Budget
-
     training = Training(config, computing.Worker(master, precision), _Same(batch), Budget(steps=8), seed, device=where)
     times = []
     for _ in range(4):

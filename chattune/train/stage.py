@@ -15,6 +15,8 @@ from chattune.tokens.token_set import TokenSet
 from chattune.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from chattune.models.language_model import LanguageModel
     from chattune.tokens.order import Order
     from chattune.train.budget import Budget
@@ -41,11 +43,10 @@ def train(
     from chattune.train import device as computing
     from chattune.train import interrupt, loop, state, world
 
-    computing.keep_freed_memory()
     torch.set_num_threads(config.threads or len(_cores()))
-    torch.use_deterministic_algorithms(True, warn_only=False)
     us = world.World.join()
     where = computing.pick_device()
+    torch.use_deterministic_algorithms(where == "cpu")  # the promise of equal bits is for processors; CUDA lacks some of these kernels
     master = _fresh(model, tokens, seed, start).to(where)
     for method in config.regularizers:
         method.edit(master)
@@ -104,7 +105,7 @@ def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, 
         for name, parameter in master.named_parameters():
             parameter.copy_(weights[name])
     training.worker.follow()
-    answers("after")
+    answers("after", weights)
     kept = state.best or {"step": state.step, "loss": state.history[-1]["loss"]}
     save_model(master.float().cpu(), tokens.path, out, _card(training, choice, kept))
     keep_summary(
@@ -153,12 +154,12 @@ class _Answers:
     def __init__(self, training: Training, tokens: TokenSet, config: TrainConfig, seed: int, samples: Record) -> None:
         self.training, self.tokens, self.prompts, self.seed, self.samples = training, tokens, config.prompts, seed, samples
 
-    def __call__(self, when: str) -> None:
+    def __call__(self, when: str, weights: dict[str, Tensor] | None = None) -> None:
         if not self.prompts or not self.training.world.first:
             return
         from chattune.generate.reply import ChatModel, Sampling
 
-        with self.training.wearing(self.training.chosen()) as model:
+        with self.training.wearing(weights or self.training.chosen()) as model:
             talker = ChatModel(model, self.tokens.template)
             asked = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
             replies = talker.replies(asked, Sampling(seed=self.seed, max_tokens=48))
