@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -33,6 +33,8 @@ class GPT(Family):
     16×1024). From the width follow heads of 64, hidden = 8/3 width (to the next 32), context = the next power of two from 256, and for
     other sections: vocabulary = 16 × width, batch = the power of two from 16 × width tokens, AdamW's rate = 0.5 / width.
     """
+
+    dials: ClassVar[tuple[tuple[str, int], ...]] = (("width", 16), ("hidden", 8))
 
     size: Literal["micro", "tiny", "small", "medium", "base", "large"] = setting(
         "tiny", "the dial from which all that is left open follows"
@@ -122,6 +124,14 @@ class GPT(Family):
         attention = f.width * head * 2 * (f.heads + f.kv_heads) + (2 * head if f.qk_norm else 0)
         block = attention + 3 * f.width * f.hidden + 2 * f.width
         return f.layers * block + f.width + vocabulary * f.width * (1 if f.tied else 2)
+
+    def operations(self, vocabulary: int, time: int) -> float:
+        f = self.resolved()
+        assert f.layers and f.width and f.heads and f.kv_heads and f.hidden
+        head = f.width // f.heads
+        projections = f.width * head * 2 * (f.heads + f.kv_heads) + 3 * f.width * f.hidden
+        attention = 2 * time * f.heads * head  # scores and their mix of values, over all pairs: the masked ones are computed, too
+        return 2.0 * (f.layers * (projections + attention) + vocabulary * f.width)
 
 
 def _head(width: int) -> int:
