@@ -116,6 +116,10 @@ class Part(Settings):
             json_schema_input_schema=core_schema.any_schema(),
         )
 
+    def notes(self) -> list[str]:
+        """What is allowed but seldom meant in these settings, a sentence each; printed before a run."""
+        return []
+
     def dump(self) -> dict[str, Any]:
         """Name and settings as plain data, from which `choose` builds an equal part."""
         return {"name": self.name, **self.model_dump(mode="json")}
