@@ -56,7 +56,7 @@ def fill(
             weight.zero_()
             continue
         random = torch.Generator().manual_seed(derived(seed, "init", name))
-        for part in torch.split(weight, model.splits(name) or len(weight)) if init.by_matrix else (weight,):
+        for part in torch.split(weight, [*model.splits(name)] or len(weight)) if init.by_matrix else (weight,):
             init.fill(part, _place(name, part, kind, branches), random)
         if kind == "branch_output" and outputs == "scaled":
             weight.div_(branches**0.5)
