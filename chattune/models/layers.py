@@ -1,4 +1,4 @@
-"""Layers that families are made of: RMSNorm, rotary positions, attention, SwiGLU, dropout, linear maps without bias.
+"""Layers that families are made of: RMSNorm, rotary positions, attention, activations, dropout, linear maps.
 
 Legend: rows × time tokens; `heads` query heads, `kv` key-value heads, `head` numbers in each. Fresh weights are left empty
 here: the family that uses a layer fills it. Where the processor has no fused kernel for a formula and its gradient, both are
@@ -8,6 +8,7 @@ written out for it (a third to a half of the passes over memory); elsewhere, and
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,30 +16,40 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from chattune.models.fresh import Settling
+
 PLAIN_ATTENTION_LIMIT = 512  # keys; up to here two matrix products and a softmax beat the processor's flash kernel
 
 
 class Linear(nn.Module):
-    """``x Wᵀ``: a linear map without bias; `weight` is (outputs, inputs)."""
+    """``x Wᵀ``, or ``x Wᵀ + b``: a linear map; `weight` is (outputs, inputs), `bias` (outputs) or none."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
-class RMSNorm(nn.Module):
-    """``x / √(mean(x²) + ε) · weight`` over the last dimension. Source: Zhang & Sennrich 2019, arXiv:1910.07467."""
+class RMSNorm(Settling):
+    """``x / √(mean(x²) + ε) · (weight + offset)`` over the last dimension. Source: Zhang & Sennrich 2019, arXiv:1910.07467."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+        self.epsilon, self.offset = epsilon, offset
+
+    def scale(self) -> Tensor:
+        """(width,) what the normalised numbers are multiplied by; 1 in a fresh model."""
+        return self.weight if self.offset == 0.0 else self.weight + self.offset
+
+    def settle(self) -> None:
+        self.weight.fill_(1.0 - self.offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.epsilon)
+        return rms_norm(x, self.scale(), self.epsilon)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -101,10 +112,58 @@ class _SwiGLU(torch.autograd.Function):
         return result
 
 
+def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return activation(gate) * up
+
+    return function
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+# (…, 2·hidden) → (…, hidden): gate and up side by side. Source: Shazeer 2020, arXiv:2002.05202.
+GATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": swiglu, "geglu": _gated(F.gelu), "geglu_tanh": _gated(_gelu_tanh), "reglu": _gated(F.relu),
+}  # fmt: skip
+# (…, hidden) → (…, hidden). GELU: Hendrycks & Gimpel 2016, arXiv:1606.08415; squared ReLU: So et al. 2021, arXiv:2109.08668.
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu, "relu_squared": _relu_squared, "silu": F.silu,
+}  # fmt: skip
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """``cap · tanh(x / cap)``: nearly `x` where it is small, never beyond ±cap. Source: Gemma Team 2024, arXiv:2408.00118."""
+    return torch.tanh(x / cap) * cap
+
+
+def rotary_speeds(head: int, theta: float, device: torch.device) -> Tensor:
+    """(head/2,) radians a position: ``theta^(−2i/head)``, in float32."""
+    return 1.0 / theta ** (torch.arange(0, head, 2, dtype=torch.float32, device=device) / head)
+
+
+def llama3_speeds(speeds: Tensor, factor: float, low: float, high: float, context: int) -> Tensor:
+    """`speeds` for a context `factor` times longer: wavelengths above context/low are stretched by `factor`, those below context/high
+    stay, and between them the one goes over into the other. Source: Llama Team 2024, arXiv:2407.21783, as in transformers."""
+    turns = context * speeds / (2 * math.pi)  # within the old context
+    share = ((turns - low) / (high - low)).clamp(0.0, 1.0)  # of the speed as it was
+    return (1 - share) * speeds / factor + share * speeds
+
+
 def rotary(positions: Tensor, head: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (rows, time, 1, head/2) of the angles ``position · theta^(−2i/head)``, computed in float32."""
-    speed = theta ** (-torch.arange(0, head, 2, dtype=torch.float32, device=positions.device) / head)
-    angle = positions[:, :, None, None].float() * speed
+    return turns(positions, rotary_speeds(head, theta, positions.device), dtype)
+
+
+def turns(positions: Tensor, speeds: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (rows, time, 1, head/2) of the angles ``position · speed``, computed in float32."""
+    angle = positions[:, :, None, None].float() * speeds
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -117,53 +176,76 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def causal_bias(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1, 1, time, time): 0 where a position may look, −∞ at later ones."""
-    return torch.full((time, time), -math.inf, dtype=dtype, device=device).triu_(1)[None, None]
+def causal_bias(time: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
+    """(1, 1, time, time): 0 where a position may look, −∞ at later ones and, with a `window`, at those that many or more before it."""
+    bias = torch.full((time, time), -math.inf, dtype=dtype, device=device)
+    if window is None or window >= time:
+        return bias.triu_(1)[None, None]
+    return bias.masked_fill_(_near(torch.arange(time, device=device), torch.arange(time, device=device), window), 0.0)[None, None]
 
 
-def window_bias(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """(rows, 1, time, time): 0 where a position may look, −∞ at later ones and at other windows.
+def window_bias(segments: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
+    """(rows, 1, time, time): 0 where a position may look, −∞ at later ones, at other windows of the row, and beyond `window`.
 
     Padding (−1) looks at padding before it, so that every position sees at least itself and nothing becomes NaN.
     """
     time = segments.shape[1]
     allowed = (segments[:, :, None] == segments[:, None, :]).tril_()
+    if window is not None and window < time:
+        allowed &= _near(torch.arange(time, device=segments.device), torch.arange(time, device=segments.device), window)
     return torch.full((len(segments), time, time), -math.inf, dtype=dtype, device=segments.device).masked_fill_(allowed, 0.0)[:, None]
 
 
-def cache_bias(slots: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(rows, 1, time, keys): 0 at slots up to the token's own, −∞ after; none where every token sees all keys."""
-    if slots.shape[1] == 1 and int(slots.min()) == int(slots.max()):
+def cache_bias(slots: Tensor, dtype: torch.dtype, window: int | None = None, first: int = 0) -> Tensor | None:
+    """(rows, 1, time, keys): 0 at slots up to the token's own and within `window`, −∞ elsewhere; none where every token sees all.
+
+    The keys are those from slot `first` on.
+    """
+    oldest, newest = int(slots.min()), int(slots.max())
+    if slots.shape[1] == 1 and oldest == newest and (window is None or newest - first < window):
         return None
-    later = torch.arange(int(slots.max()) + 1, device=slots.device) > slots[:, :, None]
-    return torch.zeros(later.shape, dtype=dtype, device=slots.device).masked_fill_(later, -math.inf)[:, None]
+    keys = torch.arange(first, newest + 1, device=slots.device)
+    hidden = keys > slots[:, :, None] if window is None else ~_near(slots, keys, window)
+    return torch.zeros(hidden.shape, dtype=dtype, device=slots.device).masked_fill_(hidden, -math.inf)[:, None]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False, drop: float = 0.0) -> Tensor:
-    """``softmax(q kᵀ / √head + bias) v`` → (rows, heads, time, head).
+def _near(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """(…, queries, keys): true at the query's own place and the ``window − 1`` before it."""
+    apart = queries[..., None] - keys
+    return (apart >= 0) & (apart < window)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = False, drop: float = 0.0, scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """``softmax(scale · q kᵀ + bias) v`` → (rows, heads, time, head).
 
     `q`: (rows, heads, time, head); `k`, `v`: (rows, kv, keys, head), each shared by heads/kv query heads in a row; `bias`:
-    (rows or 1, 1, time, keys) or none. `causal` tells that the bias is the plain causal one, for kernels that know it.
-    Chooses the kernel by device and number of keys.
+    (rows or 1, 1, time, keys) or none. `causal` tells that the bias is the plain causal one, for kernels that know it. `scale`:
+    1/√head where none is given. Scores are kept within ±`cap` before the bias (`softcap`). Chooses the kernel by device and number
+    of keys; none of the fused ones knows a cap.
     """
-    if q.is_cuda or k.shape[2] > PLAIN_ATTENTION_LIMIT:
+    if cap is None and (q.is_cuda or k.shape[2] > PLAIN_ATTENTION_LIMIT):
         known = causal and q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if known else bias, dropout_p=drop, is_causal=known, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=None if known else bias, dropout_p=drop, is_causal=known, enable_gqa=q.shape[1] != k.shape[1], scale=scale
         )
     rows, heads, time, head = q.shape
     kv, keys = k.shape[1], k.shape[2]
     # Query heads that share a key-value head stand one above the other, so that keys are never repeated.
     q = q.reshape(rows * kv, heads // kv * time, head)
     k, v = k.reshape(rows * kv, keys, head), v.reshape(rows * kv, keys, head)
-    scale = head**-0.5
-    if bias is not None and bias.shape[0] == 1 and heads == kv:
+    scale = head**-0.5 if scale is None else scale
+    if cap is None and bias is not None and bias.shape[0] == 1 and heads == kv:
         scores = torch.baddbmm(bias[0], q, k.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(q * scale, k.transpose(1, 2))
+        scores = scores if cap is None else softcap(scores, cap)
         if bias is not None:
-            scores = scores.view(rows, heads, time, keys).add_(bias).view_as(scores)
+            # The tangent's gradient is taken from its own result, so that one may not be written over.
+            scores = scores.view(rows, heads, time, keys)
+            scores = (scores.add_(bias) if cap is None else scores + bias).view(rows * kv, heads // kv * time, keys)
     weights = torch.softmax(scores, dim=-1)
     return torch.bmm(dropout(weights, drop), v).view(rows, heads, time, head)
 

@@ -20,11 +20,12 @@ class RMSNorm(Norm):
     """
 
     epsilon: float = setting(1e-5, "added to the mean square", above=0.0, high=1e-2, log=True)
+    offset: float = setting(0.0, "added to γ: 1 where weights are kept around 0, as Gemma keeps them", low=-1e3, high=1e3)
 
     def build(self, width: int) -> nn.Module:
         from chattune.models import layers
 
-        return layers.RMSNorm(width, self.epsilon)
+        return layers.RMSNorm(width, self.epsilon, self.offset)
 
     def parameters(self, width: int) -> int:
         return width
