@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
+from chattune.features import words
 
 
 class Rouge(Metric):

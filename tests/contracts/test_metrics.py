@@ -170,7 +170,7 @@ def test_rouge_equals_rouge_score(reference: str, reply: str) -> None:
 def test_rouge_equals_rouge_score_on_chinese_with_our_words(word: str) -> None:
     from rouge_score import rouge_scorer, tokenizers
 
-    from chattune.evaluate.words import splitter
+    from chattune.features.words import splitter
 
     class Ours(tokenizers.Tokenizer):
         def tokenize(self, text: str) -> list[str]:

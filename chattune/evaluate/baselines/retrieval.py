@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chattune.core.part import setting
-from chattune.evaluate import words
 from chattune.evaluate.baselines import Baseline, Learned
 from chattune.evaluate.baselines.most_frequent import most_frequent
+from chattune.features import words
 
 if TYPE_CHECKING:
     from bm25s import BM25

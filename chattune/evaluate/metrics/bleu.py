@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from chattune.core.part import setting
-from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
+from chattune.features import words
 
 
 class BLEU(Metric):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
+from chattune.features import words
 
 
 class Length(Metric):

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from chattune.core.part import setting
-from chattune.evaluate import words
 from chattune.evaluate.metrics import Item, Metric, Score
+from chattune.features import words
 
 _STUCK_KEY = re.compile(r"(\S)\1{9,}")
 

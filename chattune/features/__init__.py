@@ -1,0 +1,1 @@
+"""Features of texts: what a word is, and classifiers over words."""
