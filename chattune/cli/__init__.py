@@ -20,7 +20,9 @@ from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnknownOptio
 import chattune
 from chattune.cli import looking, making
 from chattune.cli.answer import USUAL, Answer, Common, plain, silence_broken_pipe
+from chattune.core import processes
 from chattune.core.errors import ChattuneError, Interrupted, UnknownName, UsageError, did_you_mean
+from chattune.core.progress import talk
 
 app = App(
     name="chattune",
@@ -100,7 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError:
         earlier = None  # not the main thread: the host program owns the signals
     try:
-        _print(_execute(words), machine)
+        if not processes.first():
+            talk().quiet = True  # the first process speaks for all
+        answer = _execute(words)
+        if processes.first():
+            _print(answer, machine)
     except _Terminated:
         gone = Interrupted(signal.SIGTERM, "terminated.", hint="Continue with `chattune resume`; see `chattune runs`.")
         return _fail(gone, machine, debug)
@@ -135,8 +141,6 @@ def _execute(words: list[str]) -> Answer:
         raise _usage(error) from None
     common = bound.arguments.get("common", USUAL)
     if isinstance(common, Common) and common.quiet:
-        from chattune.core.progress import talk
-
         talk().quiet = True
     answer = function(*bound.args, **bound.kwargs)
     return answer if isinstance(answer, Answer) else Answer()
@@ -174,6 +178,11 @@ def _print(answer: Answer, machine: bool) -> None:
 
 
 def _fail(error: ChattuneError, machine: bool, debug: bool, cause: BaseException | None = None) -> int:
+    processes.tell_launcher(error)
+    if not processes.first():
+        if not isinstance(error, (UsageError, Interrupted)):  # the first process met the same, and says so
+            print(f"chattune: process {processes.rank()}: {plain(str(error))}", file=sys.stderr, flush=True)
+        return error.exit_code
     if debug:
         traceback.print_exception(cause or error)
     if machine:

@@ -9,6 +9,7 @@
     │   └── CorruptError              a digest does not match: the bytes changed after they were written
     ├── ResumeError                   a checkpoint belongs to another recipe or other data
     ├── SpaceError                    the disk is full, or would be
+    ├── RankError                     a process that others depend on ended, or cannot be reached
     └── DivergenceError               loss or gradient stayed non-finite
     Interrupted              exit 130/143: a signal asked the work to stop; state was saved
 
@@ -79,6 +80,10 @@ class ResumeError(ChattuneError):
 
 class SpaceError(ChattuneError):
     """Not enough room on the disk."""
+
+
+class RankError(ChattuneError):
+    """One of several processes that train together ended, or cannot be reached."""
 
 
 class DivergenceError(ChattuneError):

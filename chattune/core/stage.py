@@ -6,10 +6,14 @@
 The signature is the interface: parameters that are settings are sections of the recipe (`config` is the section that bears
 the stage's name), parameters that are artifacts are inputs, `out` is the run directory. The same question has the same
 address, so finished work is found and not done again, and interrupted work is executed again.
+
+Where a launcher started several processes, all of them make these calls: the first plans, works and writes, the others wait for
+what it writes, and take part in the stages that are marked ``@stage(together=True)``.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import functools
@@ -24,11 +28,11 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from chattune.core import files
+from chattune.core import files, processes
 from chattune.core.artifact import MANIFEST, PLAN, SCHEMA, Artifact, Home
 from chattune.core.config import explain, flatten
 from chattune.core.errors import ArtifactError, ChattuneError, ResumeError, UnknownName, did_you_mean
@@ -45,9 +49,9 @@ STATE = "state"  # folder of a run that holds what exact resuming needs; no outp
 class Stage:
     """A function with a typed signature, taken apart into sections, inputs and an output."""
 
-    def __init__(self, function: Callable[..., Artifact]) -> None:
+    def __init__(self, function: Callable[..., Artifact], together: bool = False) -> None:
         functools.update_wrapper(self, function)
-        self.function = function
+        self.function, self.together = function, together
         self.name = function.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Artifact:
@@ -87,15 +91,20 @@ class Stage:
         return parameter.default if parameter.default is not parameter.empty else self.sections[section]()
 
 
-def stage(function: Callable[..., Artifact]) -> Stage:
-    """Make a stage of a function (see the module's docstring for its signature)."""
-    return Stage(function)
+@overload
+def stage(function: Callable[..., Artifact]) -> Stage: ...
+@overload
+def stage(*, together: bool) -> Callable[[Callable[..., Artifact]], Stage]: ...
+def stage(function: Callable[..., Artifact] | None = None, *, together: bool = False) -> Any:
+    """Make a stage of a function (see the module's docstring for its signature).
+
+    `together`: every process that a launcher started calls the function; else only the first does.
+    """
+    return Stage(function, together) if function is not None else functools.partial(Stage, together=together)
 
 
 def stage_names() -> list[str]:
     """Names of all stages; imports nothing but the syntax tree's reader."""
-    import ast
-
     names = []
     for package in IMPORT_ORDER:
         path = ROOT / package / "stage.py"
@@ -104,7 +113,7 @@ def stage_names() -> list[str]:
             names += [
                 node.name
                 for node in tree.body
-                if isinstance(node, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "stage" for d in node.decorator_list)
+                if isinstance(node, ast.FunctionDef) and any(_makes_stage(decorator) for decorator in node.decorator_list)
             ]
     return names
 
@@ -127,6 +136,9 @@ def plan(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact 
     change the answer (the bytes of source files) by a method ``fingerprint()``.
     """
     run, question = ask(stage, config, inputs, home)
+    if not processes.first():
+        processes.await_file(run / PLAN)
+        return run
     run.mkdir(parents=True, exist_ok=True)
     if not (run / PLAN).exists():
         files.write_json(run / PLAN, question)
@@ -156,16 +168,27 @@ def execute(run: Path) -> Artifact:
     stage = load_stage(question["stage"])
     if (run / MANIFEST).exists():
         return stage.output.open(run)
+    if not processes.first():
+        if stage.together:
+            stage.function(**arguments_of(run), out=run)
+        processes.await_file(run / MANIFEST)
+        return stage.output.open(run)
     with _only_one(run):
         if (run / MANIFEST).exists():
             return stage.output.open(run)
         _sweep(run)
-        arguments = _arguments(stage, question, run)
+        arguments = arguments_of(run)
         started = time.perf_counter()
         artifact = stage.function(**arguments, out=run)
         _finish(run, question, seconds=time.perf_counter() - started)
         shutil.rmtree(run / STATE, ignore_errors=True)  # what resuming needed; only now that the manifest stands
     return artifact
+
+
+def arguments_of(run: Path) -> dict[str, Any]:
+    """What the stage's function is called with for the question of `run`, but for ``out``; sources and inputs are verified."""
+    question = question_of(run)
+    return _arguments(load_stage(question["stage"]), question, run)
 
 
 def question_of(run: Path) -> dict[str, Any]:
@@ -203,6 +226,11 @@ def hardware() -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value.dump() if hasattr(value, "dump") else value.model_dump(mode="json") if isinstance(value, Settings) else value
+
+
+def _makes_stage(decorator: ast.expr) -> bool:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(called, ast.Name) and called.id == "stage"
 
 
 def _artifact_type(hint: Any) -> type[Artifact] | None:
@@ -309,6 +337,6 @@ def _commit() -> str | None:
 
 
 __all__ = [
-    "IMPORT_ORDER", "STATE", "Stage", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan",
+    "IMPORT_ORDER", "STATE", "Stage", "arguments_of", "ask", "differing", "execute", "hardware", "keep_summary", "load_stage", "plan",
     "question_of", "stage", "stage_names", "versions",
 ]  # fmt: skip
