@@ -59,15 +59,19 @@ class LanguageModel(nn.Module):
         """Take weights named as `exported` names them; names and shapes were checked."""
         self.load_state_dict(tensors, strict=True)
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name; the others are frozen."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for `Optimizer.build`, each parameter once: ``params``, ``names``, ``role``, ``decay``.
+        """Parameter groups for `Optimizer.build`, each parameter that learns once: ``params``, ``names``, ``role``, ``decay``.
 
         ``splits`` says, for each parameter, the row counts of the matrices that are stored as one (queries, keys and
         values; gate and up), for optimizers that treat a matrix as a whole; ``()`` where it is a single one.
         """
         tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)} | {"output.weight"}
         found: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": []}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.trainable().items():
             role = "embedding" if name in tables else "matrix" if parameter.ndim >= 2 else "vector"
             found[role].append((name, parameter))
         return [

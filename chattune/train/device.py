@@ -47,7 +47,8 @@ class Worker:
     def __init__(self, master: LanguageModel, precision: Precision) -> None:
         self.master = master
         self.model = master if precision == "float32" else copy.deepcopy(master).to(torch.bfloat16)
-        self._pairs = [] if self.model is master else list(zip(self.model.parameters(), master.parameters(), strict=True))
+        own = self.model.trainable().values()
+        self._pairs = [] if self.model is master else list(zip(own, master.trainable().values(), strict=True))
 
     def collect_gradients(self) -> None:
         """After each backward pass: add the copy's gradients to the masters'."""

@@ -74,7 +74,7 @@ class Training:
         self.config, self.worker, self.order, self.budget, self.seed = config, worker, order, budget, seed
         self.device, self.world = device, world or World()
         self.state = State()
-        self.parameters = list(worker.master.parameters())
+        self.parameters = list(worker.master.trainable().values())
         self.optimizer = config.optimizer.build(worker.master.groups())
         self.memories = {method.name: method.begin(worker.master) for method in config.regularizers}
         self.best_weights: dict[str, Tensor] = {}
@@ -148,8 +148,8 @@ class Training:
             )
 
     def chosen(self) -> dict[str, Tensor]:
-        """The weights to judge and keep: what the last regularizer that has an opinion chooses, else the master's own."""
-        weights: dict[str, Tensor] = dict(self.worker.master.named_parameters())
+        """The weights that learn, as they are to be judged and kept: the choice of the last regularizer that has one, else the master's."""
+        weights: dict[str, Tensor] = dict(self.worker.master.trainable())
         for method in self.config.regularizers:
             weights |= method.chosen(self.worker.master, self.memories[method.name]) or {}
         return {name: weight.detach() for name, weight in weights.items()}
@@ -158,11 +158,11 @@ class Training:
     def wearing(self, weights: dict[str, Tensor]) -> Iterator[LanguageModel]:
         """The model with these weights for the time of the block, in the precision that it trains in and without dropout."""
         model = self.worker.model
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        own = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
         training = model.training
         faster = model.__dict__.pop("hidden", None)  # compiled for the shapes of training; other shapes would compile again
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in model.trainable().items():
                 parameter.copy_(weights[name])
         try:
             yield model.eval()
@@ -171,7 +171,7 @@ class Training:
             if faster is not None:
                 model.__dict__["hidden"] = faster
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in model.trainable().items():
                     parameter.copy_(own[name])
 
     def save(self, snapshots: Snapshots) -> None:
@@ -181,13 +181,13 @@ class Training:
         if self.best_weights:
             memories["best"] = self.best_weights
         state = {**asdict(self.state), "saved": self.state.step, "order": self.order.state_dict()}
-        if snapshots.save(self.state.step, dict(self.worker.master.named_parameters()), self.optimizer, state, memories):
+        if snapshots.save(self.state.step, dict(self.worker.master.trainable()), self.optimizer, state, memories):
             self.state.saved = self.state.step
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue as if never interrupted."""
         with torch.no_grad():
-            for name, parameter in self.worker.master.named_parameters():
+            for name, parameter in self.worker.master.trainable().items():
                 parameter.copy_(snapshot.model[name])
         self.worker.follow()
         snapshot.restore_optimizer(self.optimizer)

@@ -102,7 +102,7 @@ def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, 
     state, master = training.state, training.worker.master
     weights = training.best_weights or training.chosen()
     with torch.no_grad():
-        for name, parameter in master.named_parameters():
+        for name, parameter in master.trainable().items():
             parameter.copy_(weights[name])
     training.worker.follow()
     answers("after", weights)

@@ -36,7 +36,7 @@ class EMA(Regularizer):
         """The average in the dtype of each parameter; before the first update, the model's own. Not copies."""
         if not memory.count:
             return None
-        return {name: memory.average[name].to(parameter.dtype) for name, parameter in model.named_parameters()}
+        return {name: memory.average[name].to(parameter.dtype) for name, parameter in model.trainable().items()}
 
 
 class _Average:
@@ -44,13 +44,13 @@ class _Average:
 
     def __init__(self, model: LanguageModel) -> None:
         self.count = 0
-        self.average = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+        self.average = {name: parameter.detach().float().clone() for name, parameter in model.trainable().items()}
 
     def take(self, model: LanguageModel, decay: float) -> None:
         import torch
 
-        current = [parameter.detach().float() for _, parameter in model.named_parameters()]
-        torch._foreach_lerp_([self.average[name] for name, _ in model.named_parameters()], current, 1 - decay)
+        current = [parameter.detach().float() for _, parameter in model.trainable().items()]
+        torch._foreach_lerp_([self.average[name] for name, _ in model.trainable().items()], current, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         import torch
