@@ -1,0 +1,27 @@
+"""The gated recurrent unit. The network itself is in `_recurrent`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from chattune.core.part import setting
+from chattune.models.families._recurrent_family import RecurrentFamily
+
+
+class GRU(RecurrentFamily):
+    """A stack of GRU layers: the state is kept or replaced, unit by unit, as gates say.
+
+    h = (1 − z) n + z h with n = tanh(W x + b + r (U h + b')): z keeps, r says how much of the last state the new one sees (the reset
+    gate after the matrix, as in torch and cuDNN).
+
+    Helps when: as `lstm`, with a quarter fewer weights; often as good. Hurts when: as `lstm`, and where things must be counted.
+    Cost: 2 × parameters operations a token forward, one token after another; a cache of one state a layer, however long the dialog.
+    Start with: `size: tiny`, dropout 0.1 to 0.3 on little text; `memory` about as long as the dialogs where far things matter.
+    Source: Cho et al. 2014, arXiv:1406.1078; memory: Tallec & Ollivier 2018, arXiv:1804.11188.
+    """
+
+    cell: ClassVar[Literal["rnn", "lstm", "gru"]] = "gru"
+    gates: ClassVar[int] = 3
+    biases: ClassVar[int] = 4
+
+    memory: int | None = setting(None, "fresh units keep for 2 to so many tokens; none: gates begin half open", low=2, high=1048576)

@@ -1,0 +1,30 @@
+"""Long short-term memory. The network itself is in `_recurrent`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from chattune.core.part import setting
+from chattune.models.families._recurrent_family import RecurrentFamily
+
+
+class LSTM(RecurrentFamily):
+    """A stack of LSTM layers: a cell that gates keep, add to and read, so that gradients reach far back.
+
+    c = σ(f) c + σ(i) tanh(g), h = σ(o) tanh(c), where i, f, g and o are U h + W x + b, each with matrices of its own.
+
+    Helps when: there is little text, memory must not grow with the dialog, or a processor decodes one token after another. Hurts when:
+    there is much text and many cores or a GPU: tokens of a row wait for each other, and one state must hold all that was said.
+    Cost: 2 × parameters operations a token forward, one token after another; a cache of one state a layer, however long the dialog.
+    Start with: `size: tiny`, dropout 0.1 to 0.3 on little text; `memory` about as long as the dialogs where far things matter.
+    Source: Hochreiter & Schmidhuber 1997; forget gates: Gers et al. 2000; forget bias 1: Jozefowicz et al. 2015; memory (chrono
+    initialisation): Tallec & Ollivier 2018, arXiv:1804.11188 (there drawn uniformly, here spread evenly over the units).
+    """
+
+    cell: ClassVar[Literal["rnn", "lstm", "gru"]] = "lstm"
+    gates: ClassVar[int] = 4
+    biases: ClassVar[int] = 4
+
+    memory: int | None = setting(
+        None, "fresh cells forget after 2 to so many tokens; none: forget gates begin at σ(1)", low=2, high=1048576
+    )

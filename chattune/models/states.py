@@ -1,0 +1,35 @@
+"""A cache of constant size, for families that remember states instead of every token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chattune.models.language_model import Cache
+
+
+class StateCache(Cache):
+    """Tensors (rows, …), one or more a layer: `states`, as the family fills them, and how many tokens each row has read.
+
+    Its size does not grow with `length`, which only bounds what a row may read.
+    """
+
+    def __init__(self, states: list[tuple[Tensor, ...]], length: int) -> None:
+        rows, device = states[0][0].shape[0], states[0][0].device
+        super().__init__(0, rows, 1, length, 1, dtype=torch.float32, device=device)
+        self.states, self.room = states, length
+
+    @property
+    def length(self) -> int:
+        return self.room
+
+    def advance(self, time: int, segments: Tensor | None) -> Tensor:
+        """Count `time` more tokens a row (those that are real); gives (rows,) how many were real. Refuses more than it may hold."""
+        self.slots(time)
+        real = torch.full_like(self.lengths, time) if segments is None else (segments >= 0).sum(1)
+        self.lengths = self.lengths + real
+        return real
+
+    def select(self, rows: Tensor) -> None:
+        self.states = [tuple(state.index_select(0, rows) for state in layer) for layer in self.states]
+        self.lengths = self.lengths.index_select(0, rows)
