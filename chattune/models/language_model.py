@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from chattune.models.families import Family
+
+if TYPE_CHECKING:
+    from chattune.tokens.batch import Batch
 
 
 class LanguageModel(nn.Module):
@@ -62,6 +66,20 @@ class LanguageModel(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name; the others are frozen."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def moving(self) -> dict[str, Tensor]:
+        """Numbers that training moves without gradients, by name: the averages of batch norms."""
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not isinstance(value, nn.Parameter)}
+
+    def changing(self) -> dict[str, Tensor]:
+        """All that training changes and a checkpoint of it holds: `trainable` and `moving`."""
+        return {**self.trainable(), **self.moving()}
+
+    def after_training(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """Once the weights to keep are in: what remains to be computed from the training split (nothing, for most families).
+
+        `batches()` begins a pass over the split, every window once.
+        """
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for `Optimizer.build`, each parameter that learns once: ``params``, ``names``, ``role``, ``decay``.

@@ -86,17 +86,17 @@ class Whole:
 
 
 @torch.no_grad()
-def take_whole_statistics(model: nn.Module, passes: Callable[[], Iterable[Callable[[], object]]]) -> None:
+def take_whole_statistics(model: nn.Module, passes: Callable[[], Iterable[None]]) -> None:
     """Give every batch norm of `model` that asks for it mean and variance of the whole training split.
 
-    `passes()` iterates over calls, each running the model in evaluation mode on one batch; it is begun anew for each norm, since what
-    enters one depends on the statistics of those before it. The norms are settled in the order in which the model holds them, which
-    must be the order in which it uses them.
+    Each step of `passes()` runs the model, in evaluation mode, on the next batch. A pass is begun anew for each norm, since what enters
+    one depends on the statistics of those before it. The norms are settled in the order in which the model holds them, which must be
+    the order in which it uses them.
     """
     for norm in [module for module in model.modules() if isinstance(module, Normalise) and module.norm.statistics == "whole"]:
         norm.collecting = Whole()
-        for run in passes():
-            run()
+        for _ in passes():
+            pass
         seen, norm.collecting = norm.collecting, None
         if seen.count:
             norm.moving_mean.copy_(seen.mean)
