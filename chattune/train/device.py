@@ -49,6 +49,9 @@ class Worker:
         self.model = master if precision == "float32" else copy.deepcopy(master).to(torch.bfloat16)
         own = self.model.trainable().values()
         self._pairs = [] if self.model is master else list(zip(own, master.trainable().values(), strict=True))
+        for name, value in master.moving().items():  # what moves without gradients is one for both, in float32
+            owner, _, key = name.rpartition(".")
+            self.model.get_submodule(owner).register_buffer(key, value)
 
     def collect_gradients(self) -> None:
         """After each backward pass: add the copy's gradients to the masters'."""

@@ -6,7 +6,7 @@ Time is not modelled: the machine is asked. A few real updates of the recipe's o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from chattune.models.families import Family
@@ -95,6 +95,9 @@ class _Same:
 
     def next(self) -> Batch:
         return self.batch
+
+    def epoch_of_batches(self) -> Iterator[Batch]:
+        yield self.batch
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": 0, "index": 0}

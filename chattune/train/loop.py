@@ -55,6 +55,8 @@ class Batches(Protocol):
 
     def next(self) -> Batch: ...
 
+    def epoch_of_batches(self) -> Iterator[Batch]: ...
+
     def state_dict(self) -> dict[str, int]: ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...
@@ -148,8 +150,8 @@ class Training:
             )
 
     def chosen(self) -> dict[str, Tensor]:
-        """The weights that learn, as they are to be judged and kept: the choice of the last regularizer that has one, else the master's."""
-        weights: dict[str, Tensor] = dict(self.worker.master.trainable())
+        """The weights that learn, as they are to be judged and kept: by the last regularizer that has a choice, else the master's."""
+        weights = self.worker.master.changing()
         for method in self.config.regularizers:
             weights |= method.chosen(self.worker.master, self.memories[method.name]) or {}
         return {name: weight.detach() for name, weight in weights.items()}
@@ -158,12 +160,12 @@ class Training:
     def wearing(self, weights: dict[str, Tensor]) -> Iterator[LanguageModel]:
         """The model with these weights for the time of the block, in the precision that it trains in and without dropout."""
         model = self.worker.model
-        own = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
+        own = {name: value.detach().clone() for name, value in model.changing().items()}
         training = model.training
         faster = model.__dict__.pop("hidden", None)  # compiled for the shapes of training; other shapes would compile again
         with torch.no_grad():
-            for name, parameter in model.trainable().items():
-                parameter.copy_(weights[name])
+            for name, value in model.changing().items():
+                value.copy_(weights[name])
         try:
             yield model.eval()
         finally:
@@ -171,8 +173,8 @@ class Training:
             if faster is not None:
                 model.__dict__["hidden"] = faster
             with torch.no_grad():
-                for name, parameter in model.trainable().items():
-                    parameter.copy_(own[name])
+                for name, value in model.changing().items():
+                    value.copy_(own[name])
 
     def save(self, snapshots: Snapshots) -> None:
         """A checkpoint from which `restore` continues to the bit."""
@@ -181,14 +183,14 @@ class Training:
         if self.best_weights:
             memories["best"] = self.best_weights
         state = {**asdict(self.state), "saved": self.state.step, "order": self.order.state_dict()}
-        if snapshots.save(self.state.step, dict(self.worker.master.trainable()), self.optimizer, state, memories):
+        if snapshots.save(self.state.step, self.worker.master.changing(), self.optimizer, state, memories):
             self.state.saved = self.state.step
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue as if never interrupted."""
         with torch.no_grad():
-            for name, parameter in self.worker.master.trainable().items():
-                parameter.copy_(snapshot.model[name])
+            for name, value in self.worker.master.changing().items():
+                value.copy_(snapshot.model[name])
         self.worker.follow()
         snapshot.restore_optimizer(self.optimizer)
         state = dict(snapshot.state)

@@ -102,10 +102,11 @@ def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, 
     state, master = training.state, training.worker.master
     weights = training.best_weights or training.chosen()
     with torch.no_grad():
-        for name, parameter in master.trainable().items():
-            parameter.copy_(weights[name])
+        for name, value in master.changing().items():
+            value.copy_(weights[name])
+    master.after_training(training.order.epoch_of_batches)
     training.worker.follow()
-    answers("after", weights)
+    answers("after", master.changing())
     kept = state.best or {"step": state.step, "loss": state.history[-1]["loss"]}
     save_model(master.float().cpu(), tokens.path, out, _card(training, choice, kept))
     keep_summary(
