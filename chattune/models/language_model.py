@@ -59,9 +59,13 @@ class LanguageModel(nn.Module):
         library knows the architecture."""
         return dict(self.state_dict()), {}
 
-    def load_exported(self, tensors: dict[str, Tensor]) -> None:
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
         """Take weights named as `exported` names them; names and shapes were checked."""
-        self.load_state_dict(tensors, strict=True)
+        self.load_state_dict(dict(tensors), strict=True)
+
+    def public_names(self, name: str) -> tuple[str, ...]:
+        """The names in `exported` of the matrices that the parameter `name` holds one above the other (see `splits`)."""
+        return (name,)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name; the others are frozen."""
@@ -142,7 +146,7 @@ class Cache:
         """Put (rows, heads, time, head) keys and values at `slots`; gives all up to the last slot written."""
         rows, heads, _, head = keys.shape
         block, end = self.keys[layer], int(slots[:, -1].max()) + 1
-        index = (torch.arange(rows * heads, device=slots.device).view(rows, heads, 1) * self.length + slots[:, None]).flatten()
+        index = (torch.arange(rows * heads, device=slots.device).view(rows, heads, 1) * block.shape[2] + slots[:, None]).flatten()
         block.view(-1, head).index_copy_(0, index, keys.reshape(-1, head).to(block.dtype))
         self.values[layer].view(-1, head).index_copy_(0, index, values.reshape(-1, head).to(block.dtype))
         return block[:, :, :end], self.values[layer][:, :, :end]
