@@ -9,19 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from chattune.core.errors import SettingError
 from chattune.core.part import choose, kind
 from chattune.models.checkpoint import load_model, save_model
 from chattune.models.families import Family
 from chattune.models.language_model import LanguageModel
+from chattune.tokens.control import CONTROL
 from chattune.tokens.template import Template
 from chattune.tokens.tokenizer import Tokenizer
 
 NAMES = kind("families").names()
 VOCABULARY = 300
 # Settings that make a model small, and its fresh outputs other than zero, wherever a family has them.
-SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "context": 32, "init": "normal", "init_std": 0.2}
+SMALL = {
+    "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "context": 32, "init": {"name": "normal", "std": 0.2}, "init_outputs": "same",
+}  # fmt: skip
+END = CONTROL.index("end")
 CLOSE = 1e-5  # float32 sums of some hundred terms of order 1, taken in another order
 
 
@@ -35,7 +40,9 @@ def model(name: str, **settings: Any) -> LanguageModel:
 
 
 def ids(rows: int, time: int, seed: int = 0) -> Tensor:
-    return torch.randint(7, VOCABULARY, (rows, time), generator=torch.Generator().manual_seed(seed))
+    """Random tokens, every sixth or so the end of a turn."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.where(torch.rand(rows, time, generator=random) < 0.15, END, torch.randint(7, VOCABULARY, (rows, time), generator=random))
 
 
 def losses(m: LanguageModel, inputs: Tensor, positions: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -104,7 +111,7 @@ def test_padding_never_changes_a_loss(name: str) -> None:
     found = losses(m, inputs, positions, segments)
     assert found.isfinite().all(), "padding gives no NaN"
     torch.testing.assert_close(found[1, :4], losses(m, inputs[1:, :5], None, None)[0, :4], atol=CLOSE, rtol=CLOSE)
-    for filler in (0, 3, VOCABULARY - 1):
+    for filler in (0, END, VOCABULARY - 1):
         other = torch.where(segments < 0, filler, inputs)
         assert torch.equal(losses(m, other, positions, segments)[1, :4], found[1, :4])
 
@@ -150,7 +157,7 @@ def test_gradients_flow_to_every_parameter(name: str) -> None:
 @pytest.mark.requirement("R095")
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_finite_differences(name: str) -> None:
-    m, inputs = model(name, init_std=0.5).double().train(), ids(2, 8)
+    m, inputs = model(name, init={"name": "normal", "std": 0.5}).double().train(), ids(2, 8)
 
     def loss() -> Tensor:
         return losses(m, inputs, None, None)[:, :-1].mean()
@@ -175,6 +182,34 @@ def test_gradients_equal_finite_differences(name: str) -> None:
 def test_the_number_of_parameters_is_known_without_building(name: str) -> None:
     for settings in ({}, {"tied": False}, {"qk_norm": False}, {"kv_heads": 4, "hidden": 50, "layers": 1}):
         assert family(name, **settings).parameters(VOCABULARY) == sum(p.numel() for p in model(name, **settings).parameters())
+
+
+@pytest.mark.requirement("R074", "R076")
+@pytest.mark.parametrize("time", [16, 32])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_operations_of_a_token_are_those_that_torch_counts(name: str, time: int) -> None:
+    m, inputs = model(name), ids(4, time)
+    # Fused recurrent kernels are not counted; the plain path does the same products.
+    with FlopCounterMode(display=False) as counted, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        m(inputs)
+    assert m.family.operations(VOCABULARY, time) == pytest.approx(counted.get_total_flops() / inputs.numel(), rel=0.05)
+
+
+@pytest.mark.requirement("R071", "R074")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_can_be_given_a_number_of_parameters(name: str) -> None:
+    part = kind("families").load(name)
+    if not part.dials:
+        pytest.skip("its size is a given one")
+    for asked, vocabulary in ((120_000, 300), (1_300_000, 4096)):
+        sized = part(size="micro").sized(asked, vocabulary)
+        assert sized.parameters(vocabulary) == pytest.approx(asked, rel=0.02)
+        assert sized.resolved().parameters(vocabulary) == sized.parameters(vocabulary)
+    with pytest.raises(SettingError, match="contradict") as caught:
+        part(size="micro").resolved().sized(1_300_000, 4096)
+    assert caught.value.path == f"model.{part.dials[0][0]}"
+    with pytest.raises(SettingError, match="smallest"):
+        part(size="micro").sized(10, 4096)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,7 +253,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_follows_float32(name: str) -> None:
-    m, inputs = model(name, init_std=0.1), ids(2, 24)
+    m, inputs = model(name, init={"name": "normal", "std": 0.1}), ids(2, 24)
     exact = float(losses(m, inputs, None, None)[:, :-1].detach().mean())
     short = float(losses(m.to(torch.bfloat16), inputs, None, None)[:, :-1].detach().float().mean())
     assert short == pytest.approx(exact, abs=0.02)  # 8 bits of mantissa; errors of single tokens cancel in the mean
