@@ -25,6 +25,7 @@ from chattune.core.stage import Stage, ask, execute, load_stage, plan, question_
 if TYPE_CHECKING:
     from chattune.dialogs.stage import CollectConfig
     from chattune.generate.reply import ChatModel
+    from chattune.tokens.token_set import TokenSet
 
 STORY = ("collect", "prepare", "train", "evaluate")
 RECIPES = ROOT / "recipes"
@@ -302,12 +303,25 @@ def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs") -> dict[str,
     return {**estimate(recipe.sections, known or guessed), "training_tokens_are": "counted" if known else "guessed"}
 
 
+def planned_vocabulary(recipe: Recipe) -> int:
+    """The vocabulary that the recipe's tokenizer will have, or at most."""
+    prepare = recipe.sections["prepare"]
+    return prepare.vocabulary or prepare.vocabulary_at_most or 4096
+
+
 def say_derived(recipe: Recipe) -> None:
     """Print where the settings come from, and the values that followed from the dial."""
     origin = recipe.source or "given in Python"
     talk().print(f"recipe  {origin}  (defaults < recipe < path=value; {len(recipe.given)} set)", markup=False)
     if recipe.derived:
         talk().print("derived  " + "  ".join(f"{path}={value}" for path, value in recipe.derived.items()), markup=False)
+    for path, note in notes(recipe):
+        talk().print(f"note  {path}: {note}", markup=False)
+
+
+def notes(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is allowed but seldom meant: (section, sentence) for each remark that a part of the recipe has on itself."""
+    return [(name, note) for name, section in recipe.sections.items() if isinstance(section, Part) for note in section.notes()]
 
 
 def _source(reference: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Path | None, Mapping[str, Any], Mapping[str, int]]:
@@ -365,6 +379,14 @@ def _plain(value: Any) -> Any:
 
 def _known_tokens(recipe: Recipe, home: Home) -> int | None:
     """Training tokens of the recipe, where its collect and prepare runs are finished."""
+    tokens = prepared(recipe, home)
+    return None if tokens is None else int(tokens.manifest["metrics"]["token_set"]["train"]["tokens"])
+
+
+def prepared(recipe: Recipe, home: Home) -> TokenSet | None:
+    """The token set of the recipe, where its collect and prepare runs are finished."""
+    from chattune.tokens.token_set import TokenSet
+
     pool: list[Artifact] = []
     for name in ("collect", "prepare"):
         stage = load_stage(name)
@@ -372,7 +394,8 @@ def _known_tokens(recipe: Recipe, home: Home) -> int | None:
         if not (address / MANIFEST).exists():
             return None
         pool.insert(0, stage.output.open(address))
-    return int(pool[0].manifest["metrics"]["token_set"]["train"]["tokens"])
+    assert isinstance(pool[0], TokenSet)
+    return pool[0]
 
 
 def _text_bytes(collect: CollectConfig) -> int:

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "tree": (looking.tree, LOOK),
     "list": (looking.list_, LOOK),
     "explain": (looking.explain, LOOK),
+    "init-report": (looking.init_report, LOOK),
     "env": (looking.env, LOOK),
 }
 for _position, (_name, (_function, _group)) in enumerate(COMMANDS.items()):

@@ -6,7 +6,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from chattune import story
 from chattune.cli import cards
@@ -132,6 +134,47 @@ def explain(name: str, /, *, common: Common = USUAL) -> Answer:
     return Answer("\n\n".join(cards.card_text(card) for card in found), {"cards": found})
 
 
+def init_report(
+    recipe: str, /, *overrides: str, plot: Annotated[Path | None, Parameter(help="draw it: a .svg, .png or .html file")] = None,
+    common: Common = USUAL,
+) -> Answer:
+    """Show what fresh weights do: signal, saturation and gradient of each layer, and what is wrong with them.
+
+    Parameters
+    ----------
+    recipe
+        a YAML file, or the name of a shipped recipe; its tokens are used where they are prepared, else random ones
+    overrides
+        settings to change, as ``path=value``
+    """
+    chosen = story.Recipe.read(recipe, overrides)
+    story.say_derived(chosen)
+    tokens = story.prepared(chosen, Home(common.home))
+    from chattune.models import init_report as fresh
+
+    family = chosen.sections["model"]
+    vocabulary = tokens.tokenizer.vocabulary if tokens else story.planned_vocabulary(chosen)
+    ids, what = fresh.batch(vocabulary, family.context_length(), tokens.split("train") if tokens else None)
+    found = fresh.look(family.build(vocabulary, chosen.sections["seed"]), ids)
+    if plot is not None:
+        fresh.draw(found, plot)
+    rows = [
+        (one.name, f"{one.variance:.3g}", f"{one.signal:.3g}", _share(one.saturated), _share(one.dead), f"{one.gradient:.3g}")
+        for one in found.layers
+    ]
+    ends = [
+        ("batch", what),
+        ("loss", f"{found.loss:.3f}; an even guess has {found.even_loss:.3f}"),
+        ("signal, last layer over first", _times(found.signal_ratio)),
+        ("gradient, first layer over last", _times(found.gradient_ratio)),
+        *(("warning", str(advice)) for advice in found.warnings),
+        *([("plot", str(plot))] if plot is not None else []),
+    ]
+    head = ("layer", "variance", "signal", "saturated", "dead", "gradient")
+    data = {"batch": what, **found.as_json(), "plot": None if plot is None else str(plot)}
+    return Answer(plain(f"{table(rows, head, right=range(1, 6))}\n\n{table(ends)}"), data)
+
+
 def env(*, common: Common = USUAL) -> Answer:
     """Show versions, cores, memory, device and disk, and how large a model this machine can train."""
     import torch
@@ -199,6 +242,14 @@ def matmul_rate(device: Any) -> float:
         float((x @ x)[0, 0])  # reading one number waits for the device
         best = min(best, time.perf_counter() - began)
     return float(2 * 1024**3 / best)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.3g}×"
 
 
 def millions(count: float) -> str:
