@@ -17,10 +17,10 @@ def freeze(model: LanguageModel, patterns: tuple[str, ...]) -> list[str]:
     `SettingError` where a pattern means nothing, means only a part of what is stored as one matrix, or nothing is left to learn.
     """
     if patterns:
-        every = [name for own, _ in model.named_parameters() for name in (own, *model.public_names(own))]
+        every = [name for own, _ in model.named_parameters() for name in (own, *_public(model, own))]
         refuse_unused(patterns, every, "train.freeze")
     for own, parameter in model.named_parameters():
-        public = model.public_names(own)
+        public = _public(model, own)
         left = [name for name in public if not any(meant(pattern, name) for pattern in patterns)]
         if any(meant(pattern, own) for pattern in patterns) or not left:
             parameter.requires_grad_(False)
@@ -37,3 +37,8 @@ def freeze(model: LanguageModel, patterns: tuple[str, ...]) -> list[str]:
         )
     return frozen
 
+
+
+def _public(model: LanguageModel, own: str) -> tuple[str, ...]:
+    """Names in other libraries; an adapter's new weights (``down.0``, ``magnitude.0``) have none."""
+    return model.public_names(own) if own.rpartition(".")[2] in ("weight", "bias") else (own,)

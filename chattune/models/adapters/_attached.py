@@ -19,7 +19,7 @@ PREFIX = "base_model.model."  # peft wraps a model twice
 
 def attach(adapter: LoRA, model: LanguageModel, seed: int, kind: type[LowRank]) -> None:
     maps.freeze_all(model)
-    wanted = maps.targets(model, adapter.targets, f"train.adapter.{adapter.name}.targets")
+    wanted = maps.targets(model, adapter.targets, "train.adapter.targets")
     packed = adapter.base == "nf4"
     for name in maps.linear_maps(model) if packed else wanted:
         linear = model.get_submodule(name)

@@ -51,7 +51,7 @@ class Narrowed(nn.Module):
 
 def attach(adapter: Bottleneck, model: LanguageModel, seed: int) -> None:
     maps.freeze_all(model)
-    for name in maps.targets(model, adapter.targets, "train.adapter.bottleneck.targets"):
+    for name in maps.targets(model, adapter.targets, "train.adapter.targets"):
         linear = model.get_submodule(name)
         assert isinstance(linear, Map)
         maps.replace(model, name, Narrowed(linear, adapter.size, adapter.activation))

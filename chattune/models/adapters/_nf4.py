@@ -22,8 +22,8 @@ _BOUNDARIES = tuple((low + high) / 2 for low, high in pairwise(LEVELS))
 class Packed(nn.Module):
     """A matrix in NF4: for each run of 64 weights, in the order of rows, their largest size as float32; 4.5 bits a weight.
 
-    No parameters: packed weights never learn. The scales are kept as the bits of float32, so that a conversion of the model
-    to bfloat16 does not round them.
+    No parameters, and nothing that a checkpoint would hold: packed weights never learn. The scales are kept as the bits of
+    float32, so that a conversion of the model to bfloat16 does not round them.
     """
 
     codes: Tensor  # (⌈weights / 2⌉) uint8; the first of two weights in the high half
@@ -33,9 +33,9 @@ class Packed(nn.Module):
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
         self.shape = shape
-        self.register_buffer("codes", torch.empty(0, dtype=torch.uint8))
-        self.register_buffer("scales", torch.empty(0, dtype=torch.int32))
-        self.register_buffer("zero", torch.zeros((), dtype=dtype))
+        self.register_buffer("codes", torch.empty(0, dtype=torch.uint8), persistent=False)
+        self.register_buffer("scales", torch.empty(0, dtype=torch.int32), persistent=False)
+        self.register_buffer("zero", torch.zeros((), dtype=dtype), persistent=False)
 
     @classmethod
     @torch.no_grad()

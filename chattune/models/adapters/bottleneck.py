@@ -25,7 +25,7 @@ class Bottleneck(Adapter):
 
     size: int = setting(64, "units in the middle", low=1, high=65536, log=True, search=[16, 32, 64, 128])
     activation: Literal["gelu", "relu", "tanh", "identity"] = setting("gelu", "what the middle's units apply; identity: it merges")
-    targets: tuple[str, ...] = setting(("output", "o_proj", "down_proj"), "maps after which it stands, by name or pattern")
+    targets: tuple[str, ...] = setting(("output",), "maps after which it stands, by name or pattern")
 
     @property
     def merges(self) -> bool:
