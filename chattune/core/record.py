@@ -40,6 +40,22 @@ class Record:
             files.write_atomically(self.path, text)
 
 
+class Unrecorded(Record):
+    """Where another process keeps the record: takes everything and writes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def append(self, **fields: Any) -> None:
+        """Said by the process that records."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return []
+
+    def rewind(self, step: int) -> None:
+        """There is nothing to forget."""
+
+
 def _sayable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,15 @@ class SplitLoss:
         """Comparable only between models that share a vocabulary."""
         return _exponential(self.loss)
 
+    def totals(self) -> tuple[float, float, float]:
+        """Nats, tokens and bytes of all dialogs together."""
+        return float(self.nll.sum()), float(self.tokens.sum()), float(self.bytes.sum())
+
+    @classmethod
+    def of_totals(cls, totals: Sequence[float]) -> SplitLoss:
+        """One entry that stands for many dialogs, from the sums of their `totals`."""
+        return cls(*(np.asarray([value]) for value in totals))
+
     def intervals(self, seed: int) -> dict[str, tuple[float, float, float]]:
         """``bits_per_byte`` and ``perplexity``, each as value, low and high over conversations."""
         bits = bootstrap.interval(np.stack((self.nll / math.log(2), self.bytes), axis=1), bootstrap.ratio, seed)
@@ -62,8 +72,10 @@ def split_loss(
     overlap: int = 0,
     rows: int = 16,
     limit: int | None = None,
+    part: int = 0,
+    of: int = 1,
 ) -> SplitLoss:
-    """The loss of every dialog in `split` (of at most `limit` dialogs, evenly spaced).
+    """The loss of every dialog in `split` (of at most `limit` dialogs, evenly spaced; of these, share `part` of `of`).
 
     Dialogs longer than `context` are cut into windows; a later window sees `overlap` tokens of the one before without
     scoring them again. A token counts when its weight is above zero, and then once: weights are for training. Windows
@@ -76,7 +88,7 @@ def split_loss(
     from chattune.tokens.windows import windows
 
     cut = windows(split, context, strategy="split", overlap=overlap)
-    chosen = _evenly(len(split), limit)
+    chosen = _evenly(len(split), limit)[part::of]
     device = next(model.parameters()).device
     nll = torch.zeros(len(split), dtype=torch.float64)
     was_training = model.training

@@ -41,6 +41,8 @@ class TrainConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "numbers of forward and backward; auto: the faster, measured")
     compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile; auto: where a long run would win by it, measured")
     threads: int | None = setting(None, "processor threads; none: one a core", low=1, high=1024)
+    processes: int = setting(1, "processes that train together, each with a share of the rows; torchrun's wins", low=1, high=1024)
+    parallel: Literal["ddp", "fsdp"] = setting("ddp", "on several processes: the whole model on each (ddp), or weights divided (fsdp)")
     evaluations: int = setting(10, "looks at the validation split over the run, the last one at its end", low=1, high=10_000)
     evaluate_dialogs: int | None = setting(100, "validation dialogs of one look, evenly spaced; none: all", low=1, high=1 << 30)
     probe_dialogs: int = setting(50, "training dialogs scored beside them, without dropout or smoothing; 0: none", low=0, high=1 << 30)

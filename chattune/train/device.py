@@ -48,27 +48,28 @@ class Worker:
         self.master = master
         self.model = master if precision == "float32" else copy.deepcopy(master).to(torch.bfloat16)
         own = self.model.trainable().values()
-        self._pairs = [] if self.model is master else list(zip(own, master.trainable().values(), strict=True))
+        self.pairs = list(zip(own, master.trainable().values(), strict=True))  # what backward fills, and where its gradient belongs
         for name, value in master.moving().items():  # what moves without gradients is one for both, in float32
             owner, _, key = name.rpartition(".")
             self.model.get_submodule(owner).register_buffer(key, value)
 
-    def collect_gradients(self) -> None:
-        """After each backward pass: add the copy's gradients to the masters'."""
-        found = [(master, own.grad) for own, master in self._pairs if own.grad is not None]
-        if not found:
+    def collect(self, own: nn.Parameter, master: nn.Parameter) -> None:
+        """Add the gradient that a backward pass left on `own` to its master's."""
+        if own is master or own.grad is None:
             return
-        wide = [gradient.float() for _, gradient in found]
-        for (master, _), gradient in zip(found, wide, strict=True):
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        for own, _ in self._pairs:
-            own.grad = None
+        gradient, own.grad = own.grad.float(), None
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    def collect_gradients(self) -> None:
+        """After each backward pass: all of them."""
+        for own, master in self.pairs:
+            self.collect(own, master)
 
     @torch.no_grad()
     def follow(self) -> None:
         """After each step: the copy takes the masters' weights, rounded."""
-        for own, master in self._pairs:
-            own.copy_(master)
+        if self.model is not self.master:
+            torch._foreach_copy_([own for own, _ in self.pairs], [master for _, master in self.pairs])
 
 
 def pick_device() -> str:
@@ -158,8 +159,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def norm_of(parameters: list[nn.Parameter]) -> Tensor:
-    """The global 2-norm of the gradients, as a scalar tensor."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts that compute one after the other and hold most weights: the entries of the model's lists of modules."""
+    lists = [module for module in model.children() if isinstance(module, nn.ModuleList)]
+    return [block for entries in lists for block in entries if any(True for _ in block.parameters())]
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all of them together, as a scalar tensor."""
     total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return total

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,8 @@ from chattune.models.language_model import LanguageModel
 from chattune.tokens.batch import Batch
 from chattune.train.budget import Budget
 from chattune.train.config import TrainConfig
-from chattune.train.device import Worker, norm_of, peak_memory
+from chattune.train.device import Worker, peak_memory
+from chattune.train.division import Alone
 from chattune.train.interrupt import Interrupt
 from chattune.train.regularizers import Regularizer
 from chattune.train.state import Snapshot, Snapshots
@@ -70,11 +71,13 @@ class Training:
     """Everything that one run computes with; `fit` runs it from its state to the end."""
 
     def __init__(
-        self, config: TrainConfig, worker: Worker, order: Batches, budget: Budget, seed: int, *, device: str = "cpu",
-        world: World | None = None,
-    ) -> None:  # fmt: skip
-        self.config, self.worker, self.order, self.budget, self.seed = config, worker, order, budget, seed
-        self.device, self.world = device, world or World()
+        self, config: TrainConfig, worker: Worker | Alone, order: Batches, budget: Budget, seed: int, *, device: str = "cpu"
+    ) -> None:
+        """`worker`: what computes; or how it stands on several processes (`train/division.py`)."""
+        self.config, self.order, self.budget, self.seed, self.device = config, order, budget, seed, device
+        self.division = Alone(worker) if isinstance(worker, Worker) else worker
+        self.worker, self.world = self.division.worker, self.division.world
+        worker = self.worker
         self.state = State()
         self.parameters = list(worker.master.trainable().values())
         self.optimizer = config.optimizer.build(worker.master.groups())
@@ -85,7 +88,7 @@ class Training:
     def step(self) -> dict[str, float]:
         """One update; the numbers to record. Raises `DivergenceError` after three non-finite ones in a row."""
         config, state, model = self.config, self.state, self.worker.model
-        factor = self.world.same(self.budget.factor(config.schedule, state.step, state.seconds))
+        factor = self.budget.factor(config.schedule, state.step, state.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         where = self.order.state_dict()
@@ -97,22 +100,26 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             torch.manual_seed(derived(self.seed, "step", state.step, self.world.rank))
             random = torch.Generator().manual_seed(derived(self.seed, "augment", state.step, self.world.rank))
-            total = torch.zeros((), dtype=torch.float64)
-            for part in batch.shares(config.accumulate, self.world.rank, self.world.size):
-                part = self._augmented(part, random).to(self.device)
-                weight = float(part.weights.sum())
-                if weight == 0.0:
-                    continue  # all of its targets stand in other shares
-                view = config.objective.view(model, part, full=bool(self.penalised))
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            parts = [self._augmented(part, random) for part in self.division.parts(batch, config.accumulate)]
+            weights = [float(part.weights.sum()) for part in parts]  # 0: all of its targets stand in other shares
+            if spare := self.division.spare(batch):
+                parts = [part if weight else spare for part, weight in zip(parts, weights, strict=True)]
+            else:
+                parts, weights = [p for p, weight in zip(parts, weights, strict=True) if weight], [w for w in weights if w]
+            for number, (part, weight) in enumerate(zip(parts, weights, strict=True), start=1):
+                view = config.objective.view(model, part.to(self.device), full=bool(self.penalised))
                 loss = view.loss + sum(method.penalty(view) for method in self.penalised)
+                if number == len(parts):
+                    self.division.last_backward()
                 (loss * (weight / labelled)).backward()  # type: ignore[no-untyped-call]
                 self.worker.collect_gradients()
-                total += view.loss.detach().double().cpu() * (weight / labelled)
-            self.world.sum_gradients(self.parameters)
+                total += view.loss.detach().double() * (weight / labelled)
+            self.division.reduce()
             seen["loss"] = float(self.world.sum(total))
             for method in config.regularizers:
                 method.gradients(self.worker.master, state.step)
-            seen["grad_norm"] = float(norm_of(self.parameters))
+            seen["grad_norm"] = float(self.division.norm(self.parameters))
             if not math.isfinite(seen["loss"] + seen["grad_norm"]):
                 raise _NonFinite
             if config.clip and seen["grad_norm"] > config.clip:
@@ -128,7 +135,7 @@ class Training:
         if finite:
             for method in config.regularizers:
                 method.weights(self.worker.master, state.step, self.memories[method.name])
-            self.worker.follow()
+            self.division.after_step()
         state.skipped = 0 if finite else state.skipped + 1
         state.step += 1
         state.tokens += int((batch.segments >= 0).sum())
@@ -143,7 +150,7 @@ class Training:
 
     def require_finite_weights(self) -> None:
         """Refuse to save or judge weights that overflowed."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+        if not self.division.finite():
             raise DivergenceError(
                 f"a weight is not finite after step {self.state.step}.", path="train", rule="finite weights",
                 hint="Lower train.optimizer.lr; the checkpoints saved before are finite.",
@@ -160,9 +167,11 @@ class Training:
     def wearing(self, weights: dict[str, Tensor]) -> Iterator[LanguageModel]:
         """The model with these weights for the time of the block, in the precision that it trains in and without dropout."""
         model = self.worker.model
+        self.division.rest()
         own = {name: value.detach().clone() for name, value in model.changing().items()}
         training = model.training
-        faster = model.__dict__.pop("hidden", None)  # compiled for the shapes of training; other shapes would compile again
+        # Compiled for the shapes of training; other shapes would compile again.
+        faster = None if self.division.lockstep else model.__dict__.pop("hidden", None)
         with torch.no_grad():
             for name, value in model.changing().items():
                 value.copy_(weights[name])
@@ -170,6 +179,7 @@ class Training:
             yield model.eval()
         finally:
             model.train(training)
+            self.division.rest()
             if faster is not None:
                 model.__dict__["hidden"] = faster
             with torch.no_grad():
@@ -177,34 +187,84 @@ class Training:
                     value.copy_(own[name])
 
     def save(self, snapshots: Snapshots) -> None:
-        """A checkpoint from which `restore` continues to the bit."""
+        """A checkpoint from which `restore` continues to the bit, on any number of processes; the first one writes it."""
         self.require_finite_weights()
-        memories = {f"method-{name}": memory.state_dict() for name, memory in self.memories.items() if memory is not None}
+        whole = self.division.whole
+        memories = {f"method-{name}": whole(memory.state_dict()) for name, memory in self.memories.items() if memory is not None}
+        weights, optimizer = whole(self.worker.master.changing()), self.division.whole_state(self.optimizer.state_dict())
+        if not self.world.first:
+            return
         if self.best_weights:
             memories["best"] = self.best_weights
         state = {**asdict(self.state), "saved": self.state.step, "order": self.order.state_dict()}
-        if snapshots.save(self.state.step, self.worker.master.changing(), self.optimizer, state, memories):
+        if snapshots.save(self.state.step, weights, optimizer, state, memories):
             self.state.saved = self.state.step
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue as if never interrupted."""
+        spread = self.division.spread
         with torch.no_grad():
-            for name, value in self.worker.master.changing().items():
-                value.copy_(snapshot.model[name])
+            changing = self.worker.master.changing()
+            for name, value in spread({name: snapshot.model[name] for name in changing}, changing).items():
+                changing[name].copy_(value)
         self.worker.follow()
-        snapshot.restore_optimizer(self.optimizer)
+        replace(snapshot, optimizer=self.division.spread_state(self.optimizer, snapshot.optimizer)).restore_optimizer(self.optimizer)
         state = dict(snapshot.state)
         self.order.load_state_dict(state.pop("order"))
         self.state = State(**state)
         for name, memory in self.memories.items():
             if memory is not None:
-                memory.load_state_dict(snapshot.memories[f"method-{name}"])
-        self.best_weights = snapshot.memories.get("best", {})
+                memory.load_state_dict(spread(snapshot.memories[f"method-{name}"], memory.state_dict()))
+        if self.world.first:
+            self.best_weights = snapshot.memories.get("best", {})
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[LanguageModel | None]:
+        """The model to talk to, with the weights of the moment that are to be judged: on the first process, else none."""
+        weights = self.chosen()
+        if not self.division.lockstep:
+            if not self.world.first:
+                yield None
+                return
+            with self.wearing(weights) as model:
+                yield model
+            return
+        whole = self.division.whole(weights)
+        twin = self.division.whole_model()
+        if twin is not None:
+            _fill(twin, whole)
+            twin.eval()
+        yield twin
+
+    def kept(self) -> LanguageModel | None:
+        """The master with the weights to keep, in one piece: on the first process, else none. The training is over then."""
+        weights = {} if self._best_kept() else self.division.whole(self.chosen())
+        model = self.division.whole_model()
+        if model is not None and self.world.first:
+            _fill(model, weights or self.best_weights)
+            return model
+        return None
+
+    def keep_best(self, loss: float, weights: dict[str, Tensor]) -> None:
+        """These are the best weights so far."""
+        self.state.best = {"step": self.state.step, "loss": loss}
+        whole = self.division.whole(weights)
+        if self.world.first:
+            self.best_weights = {name: weight.clone().cpu() for name, weight in whole.items()}
+
+    def _best_kept(self) -> bool:
+        return self.config.keep == "best" and self.state.best is not None
 
     def _augmented(self, batch: Batch, random: torch.Generator) -> Batch:
         for method in self.config.regularizers:
             batch = method.augment(batch, random)
         return batch
+
+
+@torch.no_grad()
+def _fill(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+    for name, value in model.changing().items():
+        value.copy_(weights[name])
 
 
 @dataclass(frozen=True)
@@ -227,7 +287,7 @@ def fit(training: Training, around: Surroundings) -> str:
     if not state.history:
         _look(training, around)
     while True:
-        progress = training.world.same(budget.progress(state.step, state.seconds))
+        progress = budget.progress(state.step, state.seconds)
         if progress >= 1.0:
             return "the planned end was reached"
         try:
@@ -235,9 +295,10 @@ def fit(training: Training, around: Surroundings) -> str:
         except DivergenceError as error:
             around.record.append(event="given up", step=state.step, error=str(error))
             raise
-        state.seconds = resumed_at + time.monotonic() - clock
+        due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
+        state.seconds, due = _agreed(training.world, around.interrupt, resumed_at + time.monotonic() - clock, due)
         around.record.append(step=state.step, **numbers, tokens=state.tokens, seconds=round(state.seconds, 3))
-        done = training.world.same(budget.progress(state.step, state.seconds))
+        done = budget.progress(state.step, state.seconds)
         around.bar.total = budget.total(state.step, state.seconds)
         around.bar.update(
             state.step, loss=f"{numbers['loss']:.3f}", rate=f"{numbers['lr']:.2g}", tokens=f"{_speed(training):,.0f}/s",
@@ -250,13 +311,23 @@ def fit(training: Training, around: Surroundings) -> str:
                 return reason
         if progress < 0.5 <= done:
             around.half_way()
-        due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
         if around.interrupt.requested or due:
-            if training.world.first:
-                training.save(around.snapshots)
+            training.save(around.snapshots)
             since_save = time.monotonic()
         if around.interrupt.requested:
+            training.world.same()  # nobody leaves before the first process has saved
             raise around.interrupt.stopped(state.step, around.run, saved=state.saved == state.step)
+
+
+def _agreed(world: World, interrupt: Interrupt, seconds: float, due: bool) -> tuple[float, bool]:
+    """The first process' clock and whether it is time to save; a signal that reached any process has reached all."""
+    if world.size == 1:
+        return seconds, due
+    mine = (seconds, float(due)) if world.first else (0.0, 0.0)
+    seconds, save, signal = world.most(*mine, float(interrupt.signal or 0))
+    if signal and not interrupt.requested:
+        interrupt.receive(int(signal))
+    return seconds, bool(save)
 
 
 def _speed(training: Training) -> float:
@@ -282,6 +353,5 @@ def _look(training: Training, around: Surroundings) -> str | None:
     )
     better = state.best is None or numbers["loss"] < state.best["loss"]
     if config.keep == "best" and better and math.isfinite(numbers["loss"]):
-        state.best = {"step": state.step, "loss": numbers["loss"]}
-        training.best_weights = {name: weight.clone().cpu() for name, weight in weights.items()}
+        training.keep_best(numbers["loss"], weights)
     return config.stopper.stop(state.history) if config.stopper and state.step else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chattune.core import processes
 from chattune.core.progress import Progress, talk
-from chattune.core.record import Record
+from chattune.core.record import Record, Unrecorded
 from chattune.core.stage import STATE, keep_summary, question_of, stage, versions
 from chattune.models.checkpoint import Checkpoint
 from chattune.models.families import Family
@@ -15,19 +16,21 @@ from chattune.tokens.token_set import TokenSet
 from chattune.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from chattune.evaluate.loss import SplitLoss
     from chattune.models.language_model import LanguageModel
     from chattune.tokens.order import Order
+    from chattune.tokens.token_set import TokenSplit
     from chattune.train.budget import Budget
     from chattune.train.device import Choice
+    from chattune.train.division import Alone
     from chattune.train.loop import Training
-    from chattune.train.state import Snapshot
+    from chattune.train.state import Snapshot, Snapshots
+    from chattune.train.world import World
 
 ALLOW_CHANGES = "allow-changes"  # a file of this name in state/ lets one resume pass over changed versions
 
 
-@stage
+@stage(together=True)
 def train(
     *,
     config: TrainConfig,
@@ -38,12 +41,17 @@ def train(
     out: Path,
 ) -> Checkpoint:
     """Train `model` on the training split of `tokens`, from fresh weights or from those of `start`; resumes what `out` holds."""
+    if config.processes > 1 and not processes.launched():
+        from chattune.train.launch import launch
+
+        launch(out, config.processes)
+        return Checkpoint(out)
     import torch
 
     from chattune.train import device as computing
     from chattune.train import interrupt, loop, state, world
 
-    torch.set_num_threads(config.threads or len(_cores()))
+    torch.set_num_threads(config.threads or max(1, len(_cores()) // processes.beside()))
     us = world.World.join()
     where = computing.pick_device()
     torch.use_deterministic_algorithms(where == "cpu")  # the promise of equal bits is for processors; CUDA lacks some of these kernels
@@ -57,17 +65,16 @@ def train(
         folder, config.keep_last, configuration=question_of(out)["config"], data=tokens.digest, versions=versions(),
         on_save_error=config.on_save_error,
     )
-    allowed = folder / ALLOW_CHANGES
-    snapshot = snapshots.load(allow_changes=allowed.exists())
-    allowed.unlink(missing_ok=True)
-
+    snapshot = _newest(snapshots, us, folder / ALLOW_CHANGES)
     budget = _budget(config, order.batches_per_epoch)
-    choice, why = _choice(snapshot, master, order, config, budget)
-    talk().print(f"computing on {choice}  ({why})", markup=False)
-    worker = computing.Worker(master, choice.precision)
-    training = loop.Training(config, worker, order, budget, seed, device=where, world=us)
+    choice, why = _choice(snapshot, master, order, config, budget, us)
+    together = f", {us.size} processes ({config.parallel})" if us.size > 1 else ""
+    talk().print(f"computing on {choice}{together}  ({why})", markup=False)
+    division = _divided(config, master, choice, us)
+    worker = division.worker
+    training = loop.Training(config, division, order, budget, seed, device=where)
     training.state.choice = {"precision": choice.precision, "compile": choice.compile}
-    record, samples = Record(out / "metrics.jsonl"), Record(out / "samples.jsonl")
+    record, samples = (Record(out / name) if us.first else Unrecorded() for name in ("metrics.jsonl", "samples.jsonl"))
     if snapshot is not None:
         training.restore(snapshot)
         talk().print(f"resuming after step {snapshot.step}", markup=False)
@@ -84,7 +91,7 @@ def train(
     bar.open()
     try:
         with interrupt.listening() as asked:
-            look = _Look(tokens, model.context_length(), config)
+            look = _Look(tokens, model.context_length(), config, world.World() if division.lockstep else us)
             around = loop.Surroundings(record, snapshots, asked, bar, out.name, look, lambda: answers("half-way"))
             reason = loop.fit(training, around)
     finally:
@@ -94,21 +101,16 @@ def train(
 
 
 def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, choice: Choice, reason: str) -> None:
-    """Put the chosen weights into the model, answer the prompts once more, write the Hugging Face directory and the summary."""
-    import torch
-
+    """Answer the prompts once more with the weights to keep, write the Hugging Face directory and the summary."""
     from chattune.models.checkpoint import save_model
 
-    state, master = training.state, training.worker.master
-    weights = training.best_weights or training.chosen()
-    with torch.no_grad():
-        for name, value in master.changing().items():
-            value.copy_(weights[name])
-    master.after_training(training.order.epoch_of_batches)
-    training.worker.follow()
-    answers("after", master.changing())
+    state, model = training.state, training.kept()
+    if model is None:
+        return  # the first process writes
+    model.after_training(training.order.epoch_of_batches)
+    answers("after", model.eval())
     kept = state.best or {"step": state.step, "loss": state.history[-1]["loss"]}
-    save_model(master.float().cpu(), tokens.path, out, _card(training, choice, kept))
+    save_model(model.float().cpu(), tokens.path, out, _card(training, choice, kept))
     keep_summary(
         out,
         {
@@ -132,21 +134,28 @@ def _card(training: Training, choice: Choice, kept: dict[str, Any]) -> str:
 
 
 class _Look:
-    """One look at the model: validation loss and bits per byte, and the loss on a fixed part of the training split."""
+    """One look at the model: validation loss and bits per byte, and the loss on a fixed part of the training split.
 
-    def __init__(self, tokens: TokenSet, context: int, config: TrainConfig) -> None:
-        self.context, self.config, self.lengths = context, config, tokens.tokenizer.byte_lengths
+    The dialogs are divided over the processes of `world`.
+    """
+
+    def __init__(self, tokens: TokenSet, context: int, config: TrainConfig, world: World) -> None:
+        self.context, self.config, self.world, self.lengths = context, config, world, tokens.tokenizer.byte_lengths
         self.validation, self.train = tokens.split("validation"), tokens.split("train")
 
     def __call__(self, model: LanguageModel) -> dict[str, Any]:
-        from chattune.evaluate.loss import split_loss
-
-        seen = split_loss(model, self.validation, self.lengths, context=self.context, limit=self.config.evaluate_dialogs)
+        seen = self._score(model, self.validation, self.config.evaluate_dialogs)
         numbers: dict[str, Any] = {"loss": seen.loss, "bits_per_byte": seen.bits_per_byte}
         if self.config.probe_dialogs:
-            probe = split_loss(model, self.train, self.lengths, context=self.context, limit=self.config.probe_dialogs)
-            numbers["train_loss"] = probe.loss
+            numbers["train_loss"] = self._score(model, self.train, self.config.probe_dialogs).loss
         return numbers
+
+    def _score(self, model: LanguageModel, split: TokenSplit, limit: int | None) -> SplitLoss:
+        from chattune.evaluate.loss import split_loss
+
+        us = self.world
+        own = split_loss(model, split, self.lengths, context=self.context, limit=limit, part=us.rank, of=us.size)
+        return own if us.size == 1 else own.of_totals(us.totals(own.totals()))
 
 
 class _Answers:
@@ -155,15 +164,22 @@ class _Answers:
     def __init__(self, training: Training, tokens: TokenSet, config: TrainConfig, seed: int, samples: Record) -> None:
         self.training, self.tokens, self.prompts, self.seed, self.samples = training, tokens, config.prompts, seed, samples
 
-    def __call__(self, when: str, weights: dict[str, Tensor] | None = None) -> None:
-        if not self.prompts or not self.training.world.first:
+    def __call__(self, when: str, model: LanguageModel | None = None) -> None:
+        if not self.prompts:
             return
+        if model is not None:
+            self._ask(when, model)
+            return
+        with self.training.shown() as shown:
+            if shown is not None:
+                self._ask(when, shown)
+
+    def _ask(self, when: str, model: LanguageModel) -> None:
         from chattune.generate.reply import ChatModel, Sampling
 
-        with self.training.wearing(weights or self.training.chosen()) as model:
-            talker = ChatModel(model, self.tokens.template)
-            asked = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
-            replies = talker.replies(asked, Sampling(seed=self.seed, max_tokens=48))
+        talker = ChatModel(model, self.tokens.template)
+        asked = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+        replies = talker.replies(asked, Sampling(seed=self.seed, max_tokens=48))
         for prompt, reply in zip(self.prompts, replies, strict=True):
             self.samples.append(step=self.training.state.step, when=when, prompt=prompt, reply=reply.text)
 
@@ -208,15 +224,44 @@ def _budget(config: TrainConfig, batches_per_epoch: int) -> Budget:
     return Budget(steps=config.steps or max(1, round((config.epochs or 1.0) * batches_per_epoch)))
 
 
-def _choice(snapshot: Snapshot | None, master: LanguageModel, order: Order, config: TrainConfig, budget: Budget) -> tuple[Choice, str]:
-    """How to compute: as the interrupted run did, as the recipe says, or what a short measurement on a real batch favours."""
+def _newest(snapshots: Snapshots, us: World, allowed: Path) -> Snapshot | None:
+    """The checkpoint to continue from, on every process the same; the first one verifies that it belongs to this run."""
+    snapshot = None
+    if us.first:
+        snapshot = snapshots.load(allow_changes=allowed.exists())
+        allowed.unlink(missing_ok=True)
+    (step,) = us.same(snapshot.step if snapshot else -1)
+    return snapshot if us.first or step < 0 else snapshots.at(int(step))
+
+
+def _divided(config: TrainConfig, master: LanguageModel, choice: Choice, us: World) -> Alone:
+    """The model as it stands on the processes."""
+    from chattune.train.device import Worker
+    from chattune.train.division import Alone, Replicated
+
+    if us.size == 1:
+        return Alone(Worker(master, choice.precision))
+    if config.parallel == "ddp":
+        return Replicated(Worker(master, choice.precision), us)
+    from chattune.train.sharded import Sharded
+
+    return Sharded(master, us, choice.precision)
+
+
+def _choice(
+    snapshot: Snapshot | None, master: LanguageModel, order: Order, config: TrainConfig, budget: Budget, us: World
+) -> tuple[Choice, str]:
+    """How to compute: as the interrupted run did, as the recipe says, or what a short measurement on a real batch favours.
+
+    All processes measure at once, as they will compute at once, and follow what the first one found.
+    """
     from chattune.train import device as computing
 
     where = str(master.device)
     if snapshot is not None:
         return computing.Choice(where, **snapshot.state["choice"]), "as before the interruption"
     cursor = order.state_dict()
-    batch = order.next().shares(config.accumulate)[0].to(where)
+    batch = order.next().shares(config.accumulate, us.size - 1, us.size)[0].to(where)
     order.load_state_dict(cursor)
 
     def step(model: LanguageModel) -> None:
@@ -224,7 +269,8 @@ def _choice(snapshot: Snapshot | None, master: LanguageModel, order: Order, conf
 
     precision, why = computing.choose_precision(master, step, config.precision)
     compile = config.compile == "on"
-    if config.compile == "auto":
+    if config.compile == "auto" and not (us.size > 1 and config.parallel == "fsdp"):
         compile, sentence = computing.choose_compile(master, step, precision, budget, config.accumulate)
         why += sentence
-    return computing.Choice(where, precision, compile), why
+    half, compile_all = us.same(float(precision == "bfloat16"), float(compile))
+    return computing.Choice(where, "bfloat16" if half else "float32", bool(compile_all)), why

@@ -90,7 +90,7 @@ class Snapshots:
         self,
         step: int,
         model_tensors: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Mapping[str, Any],
         state: Mapping[str, Any],
         memories: Mapping[str, Mapping[str, Tensor]] | None = None,
         *,
@@ -139,12 +139,13 @@ class Snapshots:
         path: Path,
         step: int,
         model_tensors: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Mapping[str, Any],
         state: Mapping[str, Any],
         memories: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         optimizer_tensors: dict[str, Tensor] = {}
-        lowered = _lower(optimizer.state_dict(), "", optimizer_tensors)
+        told = optimizer.state_dict() if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        lowered = _lower(told, "", optimizer_tensors)
         trainer = {"step": step, "state": _lower(state, "state", None), "optimizer": lowered}
         groups: dict[str, dict[str, Tensor]] = {
             "model.safetensors": dict(model_tensors),

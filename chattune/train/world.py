@@ -1,13 +1,26 @@
-"""The processes that train together: one, or those that torchrun started. Gradients are summed; process 0 writes."""
+"""The processes that train together: one, or those that a launcher started. How they talk: numbers that all of them need alike.
+
+Decisions (to save, to stop, how far the clock is) travel through the processors' memory, never through a GPU's queue.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from chattune.core import processes
+from chattune.core.errors import RankError
+
+PATIENCE = timedelta(minutes=30)  # for a process that is alive and silent: it may be saving, or answering the recipe's prompts
+_LOST = ("gloo", "Connection", "Socket", "NCCL", "Broken pipe", "store")  # words of the errors that torch raises for a lost process
 
 
 @dataclass(frozen=True)
@@ -18,43 +31,80 @@ class World:
     size: int = 1
 
     @classmethod
-    def join(cls) -> World:
-        """The group that torchrun's environment names (gloo on processors, NCCL on GPUs), or a world of one."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    def join(cls, rendezvous: str | None = None) -> World:
+        """The group that the launcher's environment names (gloo on processors, NCCL between GPUs), or a world of one.
+
+        `rendezvous`: where the processes meet, as `torch.distributed` writes it; none: where the environment says.
+        """
+        if processes.count() == 1:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            backend = "gloo"
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+                backend = "cpu:gloo,cuda:nccl"
+            with _reaching(processes.rank()):
+                dist.init_process_group(
+                    backend, init_method=rendezvous or "env://", rank=processes.rank(), world_size=processes.count(), timeout=PATIENCE
+                )
+            atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Every process ends with the sum over all; each loss was divided by the tokens of the whole batch."""
-        if self.size == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)  # a process without rows still takes part
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
-        offset = 0
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
-            offset += parameter.numel()
-
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over processes of a tensor."""
+        """Sum over processes of a tensor, in place."""
         if self.size > 1:
-            dist.all_reduce(value)
+            with _reaching(self.rank):
+                dist.all_reduce(value)
         return value
 
-    def same(self, value: float) -> float:
-        """Process 0's number, on every process."""
+    def same(self, *values: float) -> tuple[float, ...]:
+        """The first process' numbers, on every process."""
         if self.size == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(shared, 0)
-        return float(shared.item())
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        with _reaching(self.rank):
+            dist.broadcast(shared, 0)
+        return tuple(shared.tolist())
+
+    def most(self, *values: float) -> tuple[float, ...]:
+        """The largest of each number over all processes."""
+        if self.size == 1:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        with _reaching(self.rank):
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return tuple(shared.tolist())
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """Each number summed over all processes, in float64."""
+        return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64))]
+
+
+@contextlib.contextmanager
+def _reaching(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise lost(error, rank) or error from None
+
+
+def lost(error: BaseException, rank: int) -> RankError | None:
+    """What `error` says where it tells that another process cannot be reached, in our words; none for any other error."""
+    text = str(error)
+    if isinstance(error, RankError):
+        return error
+    if not isinstance(error, RuntimeError) or not any(word in text for word in _LOST):
+        return None
+    return RankError(
+        f"process {rank} lost the others: {' '.join(text.split())[:160]}.", path="train", rule="every process stays until the end",
+        hint="What was saved is intact: continue with `chattune resume`.",
+    )
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -24,13 +24,14 @@ from chattune.train import loop
 from chattune.train.budget import Budget
 from chattune.train.config import TrainConfig
 from chattune.train.device import Worker
+from chattune.train.division import Replicated
 from chattune.train.interrupt import Interrupt, listening
 from chattune.train.state import Snapshots
 from chattune.train.world import World
 
 CONTROL = {"begin": 0, "end": 1, "system": 2, "user": 3, "assistant": 4, "tool": 5, "pad": 6}
 VOCABULARY, CONTEXT, ROWS = 61, 32, 8
-FAMILY = GPT(layers=2, width=32, heads=4, kv_heads=2, hidden=48, context=CONTEXT, init="scaled")
+FAMILY = GPT(layers=2, width=32, heads=4, kv_heads=2, hidden=48, context=CONTEXT, init_outputs="scaled")
 
 
 def made_split(seed: int = 0, dialogs: int = 70) -> TokenSplit:
@@ -51,7 +52,8 @@ def made_training(config: TrainConfig, seed: int = 0, *, rows: int = ROWS, world
     worker.model.train()
     split = made_split(seed)
     order = Order(split, windows(split, CONTEXT), config.batcher, rows * CONTEXT, CONTEXT, seed)
-    return loop.Training(config, worker, order, Budget(steps=config.steps), seed, world=world)
+    division = Replicated(worker, world) if world else worker
+    return loop.Training(config, division, order, Budget(steps=config.steps), seed)
 
 
 class SignallingRecord(Record):
