@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from chattune.core.seeds import derived
+from chattune.models.families._recurrent_family import GATES
 from chattune.models.fresh import Settling, fill
 from chattune.models.initializers import Place
 from chattune.models.language_model import Cache, LanguageModel
@@ -22,7 +23,7 @@ from chattune.models.states import StateCache
 from chattune.models.unpacked import Sequences, beginnings
 
 if TYPE_CHECKING:
-    from chattune.models.families._recurrent_family import RecurrentFamily
+    from chattune.models.families._recurrent_family import Cell, RecurrentFamily
     from chattune.models.initializers import Initializer
     from chattune.models.norms import Norm
 
@@ -33,7 +34,7 @@ Step = Callable[[Tensor, Tensor, State, "Layer"], State]
 class Layer(Settling):
     """One recurrent layer: (n, inputs) → (n, width), each sequence from a state given to one that is given back."""
 
-    def __init__(self, cell: str, inputs: int, width: int, norm: Norm | None = None, memory: int | None = None) -> None:
+    def __init__(self, cell: Cell, inputs: int, width: int, norm: Norm | None = None, memory: int | None = None) -> None:
         super().__init__()
         self.cell, self.width, self.memory = cell, width, memory
         gates = self.gates
@@ -49,7 +50,7 @@ class Layer(Settling):
 
     @property
     def gates(self) -> int:
-        return {"rnn": 1, "lstm": 4, "gru": 3}[self.cell]
+        return GATES[self.cell]
 
     def empty(self, count: int) -> State:
         """States before anything was read."""
@@ -177,7 +178,7 @@ class RecurrentModel(LanguageModel):
     def hidden(
         self, ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        sequences, kept = _sequences(ids, segments, cache), []
+        sequences, kept = window_sequences(ids, segments, cache), []
         # Embeddings are drawn small for the head's sake; √width brings them to the order of 1 (Vaswani et al. 2017).
         x = self._dropped(self.embedding(sequences.take(ids)) * self.embedding.embedding_dim**0.5)
         for number, layer in enumerate(self.stack()):
@@ -188,10 +189,7 @@ class RecurrentModel(LanguageModel):
             kept.append(state)
             x = self._dropped(x)
         if isinstance(cache, StateCache):
-            cache.states = [
-                tuple(old.index_copy(0, sequences.rows, new) for old, new in zip(layer, states, strict=True))
-                for layer, states in zip(cache.states, kept, strict=True)
-            ]
+            cache.states = [replaced(old, new, sequences.rows) for old, new in zip(cache.states, kept, strict=True)]
         return sequences.put(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -208,7 +206,7 @@ class RecurrentModel(LanguageModel):
 
     def splits(self, name: str) -> tuple[int, ...]:
         assert self.family.width
-        return (self.family.width,) * self.family.gates if name.endswith(("input.weight", "recurrent.weight")) else ()
+        return (self.family.width,) * GATES[self.family.cell] if name.endswith(("input.weight", "recurrent.weight")) else ()
 
     def stack(self) -> list[Layer]:
         """The layers, from the tokens up."""
@@ -218,7 +216,12 @@ class RecurrentModel(LanguageModel):
         return dropout(x, self.drop if self.training else 0.0)
 
 
-def _sequences(ids: Tensor, segments: Tensor | None, cache: Cache | None) -> Sequences:
+def replaced(old: State, new: State, rows: Tensor) -> State:
+    """The states of a batch, of which `rows` went on."""
+    return tuple(before.index_copy(0, rows, after) for before, after in zip(old, new, strict=True))
+
+
+def window_sequences(ids: Tensor, segments: Tensor | None, cache: Cache | None) -> Sequences:
     """The windows of a batch; with a cache, which is moved on, each row goes on as one."""
     if isinstance(cache, StateCache):
         cache.advance(ids.shape[1], segments)

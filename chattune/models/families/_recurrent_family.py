@@ -1,4 +1,4 @@
-"""What RNN, LSTM and GRU have in common as settings. Light: configuration imports it, and no torch."""
+"""What the recurrent families have in common as settings. Light: configuration imports it, and no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from chattune.core.part import setting
 from chattune.models.families import Family
+from chattune.models.families._sizes import power_of_two
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.initializers.orthogonal import Orthogonal
@@ -17,16 +18,18 @@ from chattune.models.norms import Norm
 if TYPE_CHECKING:
     from chattune.models.language_model import LanguageModel
 
-# size: (layers, width); about the parameters that the GPT of that name has, for an LSTM
-SIZES = {"micro": (2, 192), "tiny": (2, 384), "small": (2, 768), "medium": (3, 1024), "base": (4, 1536), "large": (4, 2560)}
+Cell = Literal["rnn", "lstm", "gru"]
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices side by side in a layer
+BIASES = {"rnn": 1, "lstm": 4, "gru": 4}  # bias vectors of a layer
 
 
-class RecurrentFamily(Family):
-    """A stack of recurrent layers of one width: a token's state is the one before it, changed by what was read."""
+class RecurrentSettings(Family):
+    """Recurrent layers of one width: a token's state is the one before it, changed by what was read."""
 
-    cell: ClassVar[Literal["rnn", "lstm", "gru"]]
-    gates: ClassVar[int]  # matrices side by side in a layer
-    biases: ClassVar[int]  # bias vectors of a layer
+    # size: (layers, width); about the parameters that the GPT of that name has, for an LSTM
+    sizes: ClassVar[dict[str, tuple[int, int]]] = {
+        "micro": (2, 192), "tiny": (2, 384), "small": (2, 768), "medium": (3, 1024), "base": (4, 1536), "large": (4, 2560)
+    }  # fmt: skip
 
     size: Literal["micro", "tiny", "small", "medium", "base", "large"] = setting(
         "tiny", "the dial from which all that is left open follows"
@@ -54,7 +57,7 @@ class RecurrentFamily(Family):
         return norm
 
     def resolved(self) -> Self:
-        layers, width = SIZES[self.size]
+        layers, width = self.sizes[self.size]
         width = self.width or width
         return self.changed(layers=self.layers or layers, width=width, context=self.context or max(256, power_of_two(width)))
 
@@ -70,6 +73,18 @@ class RecurrentFamily(Family):
     def context_length(self) -> int:
         return self.resolved().context or 0
 
+    def layer_parameters(self, cell: Cell, width: int) -> int:
+        """Trainable numbers of one layer."""
+        gates, norm = GATES[cell], self.norm
+        plain = 2 * gates * width * width + BIASES[cell] * width
+        return plain if norm is None else plain + gates * norm.parameters(width) + 2 * norm.wrapped_parameters(gates * width)
+
+
+class RecurrentFamily(RecurrentSettings):
+    """A stack of recurrent layers."""
+
+    cell: ClassVar[Cell]
+
     def build(self, vocabulary: int, seed: int) -> LanguageModel:
         from chattune.models.families._recurrent import RecurrentModel
 
@@ -78,21 +93,9 @@ class RecurrentFamily(Family):
     def parameters(self, vocabulary: int) -> int:
         f = self.resolved()
         assert f.layers and f.width
-        return f.layers * self.layer_parameters(f.width) + vocabulary * f.width * (1 if f.tied else 2)
-
-    def layer_parameters(self, width: int) -> int:
-        """Of one layer of that width."""
-        plain = 2 * self.gates * width * width + self.biases * width
-        if self.norm is None:
-            return plain
-        return plain + self.gates * self.norm.parameters(width) + 2 * self.norm.wrapped_parameters(self.gates * width)
+        return f.layers * self.layer_parameters(self.cell, f.width) + vocabulary * f.width * (1 if f.tied else 2)
 
     def operations(self, vocabulary: int, time: int) -> float:
         f = self.resolved()
         assert f.layers and f.width
-        return 2.0 * (f.layers * self.gates * 2 * f.width**2 + vocabulary * f.width)
-
-
-def power_of_two(number: int) -> int:
-    """The next power of two, or the number itself."""
-    return 1 << (number - 1).bit_length()
+        return 2.0 * (f.layers * GATES[self.cell] * 2 * f.width**2 + vocabulary * f.width)

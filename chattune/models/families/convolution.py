@@ -35,7 +35,7 @@ class Convolution(Family):
     ChatGPT is none of these, though texts list convolutional networks among its candidates (E20).
     """
 
-    dials: ClassVar[tuple[tuple[str, int], ...]] = (("width", 8), ("hidden", 8))
+    dials: ClassVar[tuple[tuple[str, int], ...]] = (("width", 8), ("hidden", 1))
 
     size: Literal["micro", "tiny", "small", "medium", "base", "large"] = setting(
         "tiny", "the dial from which all that is left open follows"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from chattune.core.part import setting
-from chattune.models.families._recurrent_family import RecurrentFamily
+from chattune.models.families._recurrent_family import Cell, RecurrentFamily
 
 
 class GRU(RecurrentFamily):
@@ -20,8 +20,6 @@ class GRU(RecurrentFamily):
     Source: Cho et al. 2014, arXiv:1406.1078; memory: Tallec & Ollivier 2018, arXiv:1804.11188.
     """
 
-    cell: ClassVar[Literal["rnn", "lstm", "gru"]] = "gru"
-    gates: ClassVar[int] = 3
-    biases: ClassVar[int] = 4
+    cell: ClassVar[Cell] = "gru"
 
     memory: int | None = setting(None, "fresh units keep for 2 to so many tokens; none: gates begin half open", low=2, high=1048576)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from chattune.core.part import setting
-from chattune.models.families._recurrent_family import RecurrentFamily
+from chattune.models.families._recurrent_family import Cell, RecurrentFamily
 
 
 class LSTM(RecurrentFamily):
@@ -21,9 +21,7 @@ class LSTM(RecurrentFamily):
     initialisation): Tallec & Ollivier 2018, arXiv:1804.11188 (there drawn uniformly, here spread evenly over the units).
     """
 
-    cell: ClassVar[Literal["rnn", "lstm", "gru"]] = "lstm"
-    gates: ClassVar[int] = 4
-    biases: ClassVar[int] = 4
+    cell: ClassVar[Cell] = "lstm"
 
     memory: int | None = setting(
         None, "fresh cells forget after 2 to so many tokens; none: forget gates begin at σ(1)", low=2, high=1048576

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from chattune.models.families._recurrent_family import RecurrentFamily
+from chattune.models.families._recurrent_family import Cell, RecurrentFamily
 
 
 class RNN(RecurrentFamily):
@@ -21,6 +21,4 @@ class RNN(RecurrentFamily):
     translated 递归神经网络; it is the recurrent (循环) network, not the recursive one, and ChatGPT is neither (E20).
     """
 
-    cell: ClassVar[Literal["rnn", "lstm", "gru"]] = "rnn"
-    gates: ClassVar[int] = 1
-    biases: ClassVar[int] = 1
+    cell: ClassVar[Cell] = "rnn"
