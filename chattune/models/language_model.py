@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ class LanguageModel(nn.Module):
     number the windows that share a row, which never see each other; -1 is padding. `hidden` and `head` are apart so that
     a loss computes logits only where there is a target.
     """
+
+    compiles: ClassVar[bool] = True  # tensors have few shapes, so that compiling `hidden` may pay
 
     def __init__(self, family: Family, vocabulary: int) -> None:
         super().__init__()

@@ -113,7 +113,7 @@ def choose_compile(
     cuda = master.device.type == "cuda"
     able = importlib.util.find_spec("triton") is not None if cuda else shutil.which("g++") is not None
     shortest = (4 if cuda else 20) * COMPILE_SECONDS
-    if not able or (budget.seconds is not None and budget.seconds < shortest):
+    if not able or not master.compiles or (budget.seconds is not None and budget.seconds < shortest):
         return False, ""
     model = copy.deepcopy(master).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     plain = _seconds(step, model) * passes
