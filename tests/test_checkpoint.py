@@ -30,7 +30,7 @@ TEXTS = (
 )  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3": {}, "qwen3, two tables": {"tied": False}, "llama": {"qk_norm": False}, "llama, grouped": {"qk_norm": False, "kv_heads": 1},
-    "qwen3, grouped": {"kv_heads": 2, "hidden": 50, "rope_theta": 500.0, "norm_epsilon": 1e-3},
+    "qwen3, grouped": {"kv_heads": 2, "hidden": 50, "rope_theta": 500.0, "norm": {"name": "rms_norm", "epsilon": 1e-3}},
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fresh(tokens: Path, **settings: Any) -> LanguageModel:
-    shape = {"layers": 2, "width": 64, "heads": 4, "context": 128, "init": "normal", "init_std": 0.1}
+    shape = {"layers": 2, "width": 64, "heads": 4, "context": 128, "init": {"name": "normal", "std": 0.1}, "init_outputs": "same"}
     return GPT(**{**shape, **settings}).build(Tokenizer.load(tokens).vocabulary, seed=0).eval()
 
 
@@ -240,7 +240,7 @@ def test_a_configuration_runs_no_code(damaged: Path, monkeypatch: pytest.MonkeyP
         ('{"vocab_size": 400, "chattune": {"family": {"name": "gpt", "width": 33}}}', "describes no model: .*even"),
         ('{"vocab_size": 400, "chattune": 3}', "describes no model"),
         ('{"vocab_size": 400, "chattune": {"family": {"name": "gpt", "layers": 256, "width": 65536}}}', "describes a model of"),
-        ('{"vocab_size": 400, "model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "hidden_act": "gelu"}', "is 'gelu'"),
+        ('{"vocab_size": 400, "model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "hidden_act": "xielu"}', "is 'xielu'"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_describes_no_such_model_is_refused(damaged: Path, config: str, message: str) -> None:

@@ -38,7 +38,8 @@ CONTEXT = 96
 def build(**settings: Any) -> tuple[GPT, Template]:
     # Few merges, so that most characters of the answer are made of several tokens.
     template = Template(Tokenizer.train_at_most(["hello there, who are you? "] * 3, 280))
-    shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "context": CONTEXT, "init": "normal", "init_std": 0.15}
+    loud = {"init": {"name": "normal", "std": 0.15}, "init_outputs": "same"}
+    shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "context": CONTEXT, **loud}
     return GPT(**{**shape, **settings}), template
 
 
@@ -52,7 +53,7 @@ def wild() -> ChatModel:
 @pytest.fixture(scope="module")
 def trained() -> ChatModel:
     """A model that has learnt one exchange by heart."""
-    family, template = build(init="zero", init_std=None)
+    family, template = build(init="fan_in", init_outputs="zero")
     model = family.build(template.tokenizer.vocabulary, seed=0)
     ids, weights = template.render(LEARNT)
     inputs, targets = torch.tensor([ids[:-1]]), torch.tensor(ids[1:])

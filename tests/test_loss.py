@@ -38,7 +38,8 @@ def split(tokenizer: Tokenizer) -> TokenSplit:
 def model(tokenizer: Tokenizer) -> LanguageModel:
     import torch
 
-    built = GPT(size="micro", layers=2, width=16, heads=2, context=64, init="normal", init_std=0.4).build(tokenizer.vocabulary, seed=1)
+    loud = {"name": "normal", "std": 0.4}
+    built = GPT(layers=2, width=16, heads=2, context=64, init=loud, init_outputs="same").build(tokenizer.vocabulary, seed=1)
     with torch.no_grad():
         for parameter in built.parameters():  # far from uniform predictions, so that a wrong context would show
             parameter.mul_(1.5)

@@ -122,7 +122,7 @@ def test_dropout_passes_gradients_where_it_kept_and_is_nothing_at_zero() -> None
 @pytest.mark.requirement("R072")
 def test_residual_connections_let_a_deep_stack_learn() -> None:
     def loss_after_training(residual: bool) -> float:
-        model = kind("families").load("gpt")(layers=12, width=32, heads=2, context=16, init="normal").build(64, seed=0)
+        model = kind("families").load("gpt")(layers=12, width=32, heads=2, context=16, init_outputs="same").build(64, seed=0)
         if not residual:
             model.blocks = nn.ModuleList(_WithoutResiduals(block) for block in model.blocks)
         ids = torch.randint(0, 64, (8, 16), generator=torch.Generator().manual_seed(0))

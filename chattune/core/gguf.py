@@ -1,8 +1,8 @@
 """The container of a GGUF file: its metadata and where its tensors lie. Numbers are read by who knows what they mean.
 
 Layout (little-endian): ``GGUF``, version, two counts; metadata as key, type, value; tensors as name, dimensions (the fastest
-first), type, offset; padding; data. Everything is checked against the size of the file before memory is taken, and all that is wrong with the
-tensors is said at once. Source: the GGUF specification of ggml, versions 2 and 3.
+first), type, offset; padding; data. Everything is checked against the size of the file before memory is taken, and all that is
+wrong with the tensors is said at once. Source: the GGUF specification of ggml, versions 2 and 3.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,45 +16,32 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from chattune.core import files
-from chattune.core.artifact import Artifact
 from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
 from chattune.core.part import choose, kind
 from chattune.models.families import Family
-from chattune.tokens.control import TOKENIZER_FILES
+from chattune.tokens.control import GENERATION, TOKENIZER_FILES
+from chattune.tokens.token_set import Pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from chattune.models.language_model import LanguageModel
-    from chattune.tokens.template import Template
-    from chattune.tokens.tokenizer import Tokenizer
 
-WEIGHTS, CONFIG, GENERATION, CARD = "model.safetensors", "config.json", "generation_config.json", "README.md"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- chattune\n- conversational\n---\n\n"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
 _LARGEST_VOCABULARY = 1 << 24
 
 
-class Checkpoint(Artifact):
-    """A train run: ``model.safetensors``, ``config.json``, ``generation_config.json``, tokenizer, chat template, model card."""
+class Checkpoint(Pretrained):
+    """A train or import run: ``model.safetensors``, ``config.json``, ``generation_config.json``, tokenizer, template, model card."""
 
     stage: ClassVar[str] = "train"
+    also: ClassVar[tuple[str, ...]] = ("import",)
 
     def model(self) -> LanguageModel:
         """The model on the CPU in float32, ready to evaluate."""
         return load_model(self.path)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        from chattune.tokens.tokenizer import Tokenizer
-
-        return Tokenizer.load(self.path)
-
-    @cached_property
-    def template(self) -> Template:
-        from chattune.tokens.template import Template
-
-        return Template(self.tokenizer)
 
 
 def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str) -> None:
@@ -73,14 +59,13 @@ def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str)
                 "holds numbers that are not finite.", path=name, rule="finite weights",
                 hint="Nothing was written; train with a lower rate.",
             )
-    control = Tokenizer.load(tokenizer_from).control
-    ids = {"bos_token_id": control["begin"], "eos_token_id": control["end"], "pad_token_id": control["pad"]}
-    never = sorted(token for name, token in control.items() if name != "end")
+    generation = Tokenizer.load(tokenizer_from).generation()
+    ids = {key: value for key, value in generation.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     own = {"schema": 1, "family": model.family.dump(), "vocabulary": model.vocabulary}
     out.mkdir(parents=True, exist_ok=True)
     _write_weights(tensors, out / WEIGHTS)
     files.write_json(out / CONFIG, {**config, **ids, "chattune": own})
-    files.write_json(out / GENERATION, {**ids, "suppress_tokens": never, "max_new_tokens": 128})
+    files.write_json(out / GENERATION, generation)
     for name in TOKENIZER_FILES:
         if (tokenizer_from / name).resolve() != (out / name).resolve():
             files.write_atomically(out / name, (tokenizer_from / name).read_bytes())
@@ -130,9 +115,9 @@ def _described(path: Path) -> tuple[Family, int]:
         raise CorruptError(f"vocab_size is {vocabulary!r}.", path=str(path), value=vocabulary, rule=f"from 1 to {_LARGEST_VOCABULARY}")
     try:
         if own is None:
-            from chattune.models.huggingface import family_of
+            from chattune.models.architectures import family_of
 
-            return family_of(config, str(path)), vocabulary
+            return family_of(config, str(path))[0], vocabulary
         described = own.get("family")
         _refuse_unknown_code(described, path)
         return choose(Family, described), vocabulary

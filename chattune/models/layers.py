@@ -229,8 +229,9 @@ def attention(
     if cap is None and (q.is_cuda or k.shape[2] > PLAIN_ATTENTION_LIMIT):
         known = causal and q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if known else bias, dropout_p=drop, is_causal=known, enable_gqa=q.shape[1] != k.shape[1], scale=scale
-        )
+            q, k, v, attn_mask=None if known else bias, dropout_p=drop, is_causal=known, scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
     rows, heads, time, head = q.shape
     kv, keys = k.shape[1], k.shape[2]
     # Query heads that share a key-value head stand one above the other, so that keys are never repeated.

@@ -307,11 +307,12 @@ def test_settings_that_contradict_each_other_are_refused_by_their_path() -> None
 def test_fresh_matrices_have_the_standard_deviation_that_was_stated() -> None:
     gpt = kind("families").load("gpt")
     for std, wanted in ((0.03, lambda inputs: 0.03), (None, lambda inputs: inputs**-0.5)):
-        m = gpt(size="tiny", init_std=std).build(1000, seed=0)
+        m = gpt(size="tiny", init={"name": "normal", "std": std} if std else "fan_in").build(1000, seed=0)
         for name, weight in m.named_parameters():
             if weight.ndim == 2 and name.endswith(("qkv.weight", "gate_up.weight")):
                 assert float(weight.detach().std()) == pytest.approx(wanted(weight.shape[1]), rel=0.03), name  # 3 %, some 200,000 draws
-    zero, scaled = gpt(size="tiny").build(300, 0), gpt(size="tiny", init="scaled", init_std=0.02).build(300, 0)
+    zero = gpt(size="tiny").build(300, 0)
+    scaled = gpt(size="tiny", init={"name": "normal", "std": 0.02}, init_outputs="scaled").build(300, 0)
     for name, weight in zero.named_parameters():
         if name.endswith("output.weight"):
             assert not weight.detach().any()

@@ -33,7 +33,7 @@ def at_strength(name: str, value: float) -> Regularizer:
 
 
 def model(seed: int = 0) -> LanguageModel:
-    built = kind("families").load("gpt")(layers=2, width=16, heads=2, context=16, init="normal").build(VOCABULARY, seed)
+    built = kind("families").load("gpt")(layers=2, width=16, heads=2, context=16, init_outputs="same").build(VOCABULARY, seed)
     built.train()
     return built
 

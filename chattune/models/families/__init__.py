@@ -43,6 +43,10 @@ class Family(Part):
         """A model for token ids below `vocabulary`; the same seed gives the same weights."""
         raise NotImplementedError
 
+    def empty(self, vocabulary: int) -> LanguageModel:
+        """As `build`, for weights that are read from somewhere: what its own weights hold means nothing."""
+        return self.build(vocabulary, seed=0)
+
     def parameters(self, vocabulary: int) -> int:
         """Number of trainable numbers, computed without building."""
         raise NotImplementedError
