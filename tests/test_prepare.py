@@ -198,7 +198,8 @@ def test_a_tokenizer_can_be_taken_over_from_another_run(tmp_path: Path, tokens: 
     source = collected(home, {"train": some_dialogs(5, "heron")})
     taken = prepared(home, source, tokenizer=str(tokens.path))
     assert (taken.path / "tokenizer.json").read_bytes() == (tokens.path / "tokenizer.json").read_bytes()
-    assert taken.manifest["sources"]["prepare"] == {str(tokens.path): files.digest_of(tokens.path / "tokenizer.json")}
+    found = {str(tokens.path / name): files.digest_of(tokens.path / name) for name in TOKENIZER_FILES}
+    assert taken.manifest["sources"]["prepare"] == found
     with pytest.raises(ArtifactError, match="has no tokenizer"):
         prepared(home, source, tokenizer=str(tmp_path))
 

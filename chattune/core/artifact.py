@@ -25,6 +25,7 @@ class Artifact:
     """A finished run directory of one kind. Subclasses add what their files mean."""
 
     stage: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()  # further stages that give such an artifact
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -44,7 +45,7 @@ class Artifact:
                 f"was written by a newer chattune (schema {artifact.manifest['schema']}).", path=str(path), rule=f"schema {SCHEMA}",
                 hint="Upgrade chattune.",
             )
-        if artifact.manifest["stage"] != cls.stage:
+        if artifact.manifest["stage"] not in (cls.stage, *cls.also):
             raise ArtifactError(
                 f"is a {artifact.manifest['stage']} run, not a {cls.stage} run.", path=str(path), value=artifact.manifest["stage"],
                 rule=f"a {cls.stage} run", hint="See `chattune runs`.",

@@ -85,16 +85,15 @@ class Reply:
 class ChatModel:
     """A model that answers. Messages are `Message` or ``{"role", "content"}``; their history is the caller's.
 
-    Control tokens other than the end of turn are never drawn. Where the history does not fit into the context, the system
+    Control tokens other than those that end a turn are never drawn. Where the history does not fit into the context, the system
     message and the newest turns are kept, and the events say how many were forgotten.
     """
 
     def __init__(self, model: LanguageModel, template: Template) -> None:
         self.model, self.template, self.tokenizer = model.eval(), template, template.tokenizer
         self.context = model.family.context_length()
-        self.end = self.tokenizer.control["end"]
-        self._never = [token for token in self.tokenizer.control.values() if token != self.end]
-        self._never += range(self.tokenizer.vocabulary, model.vocabulary)
+        self.ends = frozenset(self.tokenizer.ends)
+        self._never = [*self.tokenizer.never, *range(self.tokenizer.vocabulary, model.vocabulary)]
 
     def reply(self, text_or_messages: str | Messages, **sampling: Any) -> str:
         """The answer to a text, or to messages; keywords are the settings of `Sampling`."""
@@ -108,7 +107,7 @@ class ChatModel:
         text = self.tokenizer.stream()
         reason = "length"
         for ((_, token),) in self._drawn([prompt], sampling):
-            if token == self.end:
+            if token in self.ends:
                 reason = "stop"
                 break
             yield ReplyEvent(text.push(token), token, forgotten=forgotten)
@@ -139,7 +138,7 @@ class ChatModel:
             return self.model(torch.tensor([list(ids)], device=self.model.device))[0].float()  # type: ignore[no-any-return]
 
     def _reply(self, tokens: list[int], forgotten: int) -> Reply:
-        stopped = bool(tokens) and tokens[-1] == self.end
+        stopped = bool(tokens) and tokens[-1] in self.ends
         said = tokens[:-1] if stopped else tokens
         return Reply(self.tokenizer.decode(said), tuple(said), "stop" if stopped else "length", forgotten)
 
@@ -172,7 +171,7 @@ class ChatModel:
             tokens = chosen.tolist()
             drawn = list(zip(numbers, tokens, strict=True))
             yield [(number, token) for number, token in drawn if number >= 0]
-            going = [number >= 0 and token != self.end and step + 1 < limits[number] for number, token in drawn]
+            going = [number >= 0 and token not in self.ends and step + 1 < limits[number] for number, token in drawn]
             numbers = [number if goes else -1 for number, goes in zip(numbers, going, strict=True)]
             if not any(going):
                 return

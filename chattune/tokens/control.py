@@ -11,6 +11,7 @@ from chattune.core.errors import DataError
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)  # what a Hugging Face directory needs of us
+GENERATION = "generation_config.json"  # beside a tokenizer from elsewhere: which tokens end a turn, which pad, how its maker samples
 
 CONTROL = ("pad", "begin", "end", "system", "user", "assistant", "tool")  # ids 0 … 6, in this order
 SMALLEST = len(CONTROL) + 256  # control tokens and the bytes; merges come on top
@@ -28,12 +29,13 @@ def control_token(name: str) -> str:
 def escaped(text: str) -> str:
     """`text` without any ``<|``, so that no control token can be found in it; the normaliser undoes it exactly."""
     if not text.isascii():
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         text = text.replace(MARK, MARK_ITSELF)
     return text.replace("<|", f"<{MARK_BREAK}|")
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
+    """`DataError` for what no UTF-8 file can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from chattune.core import files
-from chattune.core.errors import ArtifactError, DataError
+from chattune.core.errors import ArtifactError, DataError, SettingError
 from chattune.core.part import Settings, setting
 from chattune.core.progress import progress, talk
 from chattune.core.stage import keep_summary, stage
 from chattune.dialogs.artifact import SPLITS, Dialogs
 from chattune.dialogs.dialog import Dialog
-from chattune.tokens.control import SMALLEST, TOKENIZER, escaped
-from chattune.tokens.template import Template
-from chattune.tokens.token_set import TokenSet
+from chattune.tokens.control import GENERATION, SMALLEST, TOKENIZER, TOKENIZER_FILES, refuse_surrogates
+from chattune.tokens.token_set import Pretrained, TokenSet
 
 if TYPE_CHECKING:
+    from chattune.tokens.template import Template
     from chattune.tokens.tokenizer import Tokenizer
 
 VOCABULARY = 4096  # at most, where neither the recipe nor the model's size says another
+# What a Hugging Face directory may say about a tokenizer besides the usual three files.
+MORE_TOKENIZER_FILES = (GENERATION, "special_tokens_map.json", "config.json", "vocab.json", "merges.txt")
 CHARACTERS_AT_ONCE = 1 << 22  # of text that is encoded together: enough for all cores, little for the memory
 
 
@@ -35,25 +37,28 @@ class PrepareConfig(Settings):
     )
     targets: Literal["all", "assistant"] = setting("all", "which turns carry loss; a message's own weight has the last word")
     minimum_count: int = setting(2, "times that a pair must occur in the training split to become a token", low=1, high=1_000_000)
-    tokenizer: str | None = setting(None, "directory whose tokenizer is used instead of a new one, as fine-tuning needs")
+    tokenizer: str | None = setting(
+        None, "directory whose tokenizer and chat template are used instead of new ones; a model to start from brings its own"
+    )
 
     def fingerprint(self) -> dict[str, str]:
-        """The bytes of a tokenizer that is taken over."""
+        """The bytes of a tokenizer and a template that are taken over."""
         if self.tokenizer is None:
             return {}
-        path = Path(self.tokenizer) / TOKENIZER
-        if not path.is_file():
+        named = [Path(self.tokenizer) / name for name in (*TOKENIZER_FILES, *MORE_TOKENIZER_FILES)]
+        found = [path for path in named if path.is_file()]
+        if not any(path.name in (TOKENIZER, "vocab.json") for path in found):
             raise ArtifactError(
                 "has no tokenizer.", path=f"prepare.tokenizer: {self.tokenizer}", value=self.tokenizer,
                 rule=f"a directory with {TOKENIZER}, such as a finished prepare or train run",
             )
-        return {self.tokenizer: files.digest_of(path)}
+        return {str(path): files.digest_of(path) for path in found}
 
 
 @stage
-def prepare(*, config: PrepareConfig, dialogs: Dialogs, out: Path) -> TokenSet:
-    """Tokenizer, chat template, and each split as memory-mapped ids, loss weights and offsets."""
-    template = Template(_tokenizer(config, dialogs), config.targets)
+def prepare(*, config: PrepareConfig, dialogs: Dialogs, start: Pretrained | None = None, out: Path) -> TokenSet:
+    """Tokenizer, chat template, and each split as memory-mapped ids, loss weights and offsets; with a `start`, by its tokenizer."""
+    template = _tokenizer(config, dialogs, start).template(config.targets)
     template.save(out)
     counts = {name: _encode(template, dialogs, name, out / name) for name in SPLITS}
     keep_summary(out, {"token_set": {"vocabulary": template.tokenizer.vocabulary, "targets": config.targets, **counts}})
@@ -65,11 +70,11 @@ def prepare(*, config: PrepareConfig, dialogs: Dialogs, out: Path) -> TokenSet:
     return TokenSet(out)
 
 
-def _tokenizer(config: PrepareConfig, dialogs: Dialogs) -> Tokenizer:
+def _tokenizer(config: PrepareConfig, dialogs: Dialogs, start: Pretrained | None) -> Tokenizer:
     from chattune.tokens.tokenizer import Tokenizer
 
-    if config.tokenizer is not None:
-        return Tokenizer.load(Path(config.tokenizer))
+    if start is not None or config.tokenizer is not None:
+        return _taken_over(config, start)
     texts = (message.content for dialog in _read(dialogs, "train") for message in dialog.messages)
     if config.vocabulary is not None:
         return Tokenizer.train(texts, config.vocabulary, minimum_count=config.minimum_count)
@@ -78,6 +83,26 @@ def _tokenizer(config: PrepareConfig, dialogs: Dialogs) -> Tokenizer:
     if tokenizer.vocabulary < bound:
         talk().print(f"prepare  vocabulary {tokenizer.vocabulary}, as many as the data supports", markup=False)
     return tokenizer
+
+
+def _taken_over(config: PrepareConfig, start: Pretrained | None) -> Tokenizer:
+    """The tokenizer of the model to start from, or of a directory; both at once only where they are the same."""
+    from chattune.tokens.tokenizer import Tokenizer
+
+    if config.vocabulary is not None:
+        raise SettingError(
+            "a tokenizer that is taken over has its own vocabulary.", path="prepare.vocabulary", value=config.vocabulary,
+            rule="none where a model is started from", hint="Leave prepare.vocabulary out.",
+        )
+    if start is None:
+        assert config.tokenizer is not None
+        return Tokenizer.load(Path(config.tokenizer))
+    if config.tokenizer is not None and files.digest_of(Path(config.tokenizer) / TOKENIZER) != files.digest_of(start.path / TOKENIZER):
+        raise SettingError(
+            f"is not the tokenizer of {start.path.name}, which the model is started from.", path="prepare.tokenizer",
+            value=config.tokenizer, rule="the tokenizer of the model", hint="Leave prepare.tokenizer out.",
+        )
+    return start.tokenizer
 
 
 def _encode(template: Template, dialogs: Dialogs, split: str, folder: Path) -> dict[str, Any]:
@@ -89,7 +114,7 @@ def _encode(template: Template, dialogs: Dialogs, split: str, folder: Path) -> d
     count = {"dialogs": 0, "tokens": 0, "targets": 0, "bytes": 0, "longest_dialog": 0}
     with SplitWriter(folder, template.tokenizer.vocabulary) as writer, progress(f"prepare {split}", total, unit="dialog") as bar:
         for some in _together(_read(dialogs, split)):
-            piece = writer.append(template.render_many([dialog.messages for dialog in some]))
+            piece = writer.append(_rendered(template, some))
             count["dialogs"] += len(piece)
             count["tokens"] += len(piece.ids)
             count["targets"] += int((piece.weights > 0).sum())
@@ -104,12 +129,27 @@ def _encode(template: Template, dialogs: Dialogs, split: str, folder: Path) -> d
     return {**count, "bytes_per_token": round(count["bytes"] / max(1, count["tokens"]), 3)}
 
 
+def _rendered(template: Template, some: list[Dialog]) -> list[tuple[list[int], list[float]]]:
+    """Ids and weights; a dialog that the template does not take is told with the place it came from."""
+    try:
+        return template.render_many([dialog.messages for dialog in some])
+    except DataError:
+        for dialog in some:
+            try:
+                template.render(dialog.messages)
+            except DataError as error:
+                raise DataError(
+                    error.message, path=f"{dialog.file}:{dialog.line}", value=dialog.id, rule=error.rule, hint=error.hint
+                ) from None
+        raise
+
+
 def _read(dialogs: Dialogs, split: str) -> Iterator[Dialog]:
     """The dialogs of a split; one that UTF-8 cannot hold is told with the place it came from."""
     for dialog in dialogs.read(split):
         try:
             for message in dialog.messages:
-                escaped(message.content)
+                refuse_surrogates(message.content)
         except DataError as error:
             raise DataError(
                 error.message, path=f"{dialog.file}:{dialog.line}", value=error.value, rule=error.rule, hint=error.hint

@@ -7,7 +7,7 @@ The content and the ``<|end|>`` of a supervised turn carry its weight; ``<|begin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +68,13 @@ class Template:
         """Ids of a whole dialog, and the loss weight of each id as a target."""
         return self.render_many([messages])[0]
 
-    def render_many(self, dialogs: Sequence[Iterable[AnyMessage]]) -> list[tuple[list[int], list[float]]]:
+    def render_many(self, dialogs: Iterable[Iterable[AnyMessage]]) -> list[tuple[list[int], list[float]]]:
         """`render` of each dialog, encoded together so that the tokenizer can use all cores."""
-        checked = [[_message(message, index) for index, message in enumerate(dialog)] for dialog in dialogs]
-        contents = iter(self.tokenizer.encode_many([message.content for dialog in checked for message in dialog]))
+        found = [checked(dialog) for dialog in dialogs]
+        contents = iter(self.tokenizer.encode_many([message.content for dialog in found for message in dialog]))
         control = self.tokenizer.control
         rendered = []
-        for dialog in checked:
+        for dialog in found:
             ids, weights = [control["begin"]], [0.0]
             for message in dialog:
                 content = next(contents)
@@ -97,6 +97,11 @@ class Template:
         """Write tokenizer and template so that transformers loads both from `folder`."""
         self.tokenizer.save(folder)
         files.write_atomically(Path(folder) / CHAT_TEMPLATE, JINJA)
+
+
+def checked(messages: Iterable[AnyMessage]) -> list[Message]:
+    """The messages as `Message`, or a `DataError` with the place of the first that is none."""
+    return [_message(message, index) for index, message in enumerate(messages)]
 
 
 def _message(message: AnyMessage, index: int) -> Message:

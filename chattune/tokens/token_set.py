@@ -12,11 +12,11 @@ from chattune.core import files
 from chattune.core.artifact import Artifact
 from chattune.core.errors import CorruptError, UnknownName, did_you_mean
 from chattune.dialogs.artifact import SPLITS
-from chattune.tokens.template import Template
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from chattune.tokens.template import Template
     from chattune.tokens.tokenizer import Tokenizer
 
 
@@ -25,7 +25,7 @@ class TokenSplit:
     """The dialogs of one split, in the order of `Dialogs`: dialog i is ``ids[offsets[i]:offsets[i + 1]]``.
 
     `ids`: uint16 or uint32; `weights`: the loss weight of each id as a target, uint8 where all are 0 or 1, else float32;
-    `offsets`: int64, one more than there are dialogs; `control`: name → id.
+    `offsets`: int64, one more than there are dialogs; `control`: name → id, of which ``pad`` and ``end`` (of a turn) are always there.
     """
 
     ids: np.ndarray
@@ -58,6 +58,23 @@ class TokenSplit:
         return cls(np.array(ids, np.uint32), np.array(weights, np.float32), np.array(offsets, np.int64), control)
 
 
+class Pretrained(Artifact):
+    """A run whose tokenizer and chat template others go on with: what a `Checkpoint` is to those who know no models."""
+
+    stage: ClassVar[str] = "import"
+    also: ClassVar[tuple[str, ...]] = ("train",)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from chattune.tokens.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.path)
+
+    @cached_property
+    def template(self) -> Template:
+        return self.tokenizer.template()
+
+
 class TokenSet(Artifact):
     """``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja`` and ``{split}/{ids,weights,offsets}.npy``."""
 
@@ -71,7 +88,7 @@ class TokenSet(Artifact):
 
     @cached_property
     def template(self) -> Template:
-        return Template(self.tokenizer, files.read_json(self.path / "summary.json")["token_set"]["targets"])
+        return self.tokenizer.template(files.read_json(self.path / "summary.json")["token_set"]["targets"])
 
     def split(self, name: str) -> TokenSplit:
         """One of ``train``, ``validation``, ``test``; the arrays stay on the disk until they are read."""

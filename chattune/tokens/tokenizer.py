@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tokenizers
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from chattune.core import files
 from chattune.core.errors import CorruptError, DataError, SettingError
 from chattune.tokens.control import (
+    CHAT_TEMPLATE,
     CONTROL,
     MARK,
     MARK_BREAK,
@@ -24,6 +25,9 @@ from chattune.tokens.control import (
     control_token,
     escaped,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from chattune.tokens.template import Template
 
 # As GPT-4's pattern, with marks beside letters (accents, Indic and Arabic vowels) and English contractions kept in the word.
 # Letter runs take one sign before them, which fits Chinese clauses (，我) as well as English words ( the). Bytes per token on
@@ -44,14 +48,17 @@ PATTERN = "|".join(
 class Tokenizer:
     """Text to ids and back. ``decode(encode(x)) == x`` for every text, and `encode` never gives a control id.
 
-    `vocabulary`: number of ids; `control`: name → id of the control tokens; `byte_lengths`: (vocabulary,) int64, the UTF-8
-    bytes that each id stands for, 0 for control ids.
+    `vocabulary`: number of ids; `control`: name → id of the control tokens (of one from elsewhere: ``pad``, ``end`` and perhaps
+    ``begin``); `ends`: ids after which a reply is over, the end of turn first; `never`: ids that a reply may not hold;
+    `byte_lengths`: (vocabulary,) int64, the UTF-8 bytes that each id stands for, 0 for control ids.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         self.vocabulary: int = backend.get_vocab_size(with_added_tokens=True)
         self.control: dict[str, int] = {name: _require(backend.token_to_id(control_token(name)), name) for name in CONTROL}
+        self.ends: tuple[int, ...] = (self.control["end"],)
+        self.never: tuple[int, ...] = tuple(sorted(set(self.control.values()) - set(self.ends)))
         self._bytes = _bytes_of(backend, set(self.control.values()))
         self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 
@@ -97,18 +104,29 @@ class Tokenizer:
         backend.train_from_iterator((escaped(text) for text in texts), trainer)
         return cls(backend)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The tokenizer saved in `folder`."""
-        path = Path(folder) / TOKENIZER
-        try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise DataError("is missing.", path=str(path), rule="a tokenizer that chattune saved") from None
-        except DataError:
-            raise
-        except Exception as error:  # the library raises bare Exception for a file that it cannot read
-            raise CorruptError(f"is not a tokenizer: {error}.", path=str(path), rule="a tokenizer that chattune saved") from None
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """The tokenizer in `folder`: one that chattune trained, or that of a Hugging Face directory (a `ForeignTokenizer`)."""
+        from chattune.tokens.foreign import ForeignTokenizer
+        from chattune.tokens.template import JINJA
+
+        folder = Path(folder)
+        path = folder / TOKENIZER
+        if not path.is_file():
+            return ForeignTokenizer.of(folder)
+        text = _text_of(path)
+        template = folder / CHAT_TEMPLATE
+        if all(f'"{control_token(name)}"' in text for name in CONTROL) or (
+            template.is_file() and template.read_bytes() == JINJA.encode()
+        ):
+            return Tokenizer(parsed(text, path))
+        return ForeignTokenizer.of(folder)
+
+    def template(self, targets: str = "all") -> Template:
+        """The chat template that belongs to this tokenizer; `targets`: which turns carry loss."""
+        from chattune.tokens.template import Template
+
+        return Template(self, targets)
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; the template adds ``chat_template.jinja``."""
@@ -124,6 +142,11 @@ class Tokenizer:
                 "padding_side": "right",
             },
         )
+
+    def generation(self) -> dict[str, Any]:
+        """What ``generation_config.json`` says beside a model: which ids begin and end, which are never drawn, how long a reply is."""
+        ids = {"bos_token_id": self.control["begin"], "eos_token_id": self.control["end"], "pad_token_id": self.control["pad"]}
+        return {**ids, "suppress_tokens": [*self.never], "max_new_tokens": 128}
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, which may hold anything but a lone surrogate (`DataError`)."""
@@ -162,9 +185,17 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+def parsed(text: str, path: Path | str) -> tokenizers.Tokenizer:
+    """The library's tokenizer from the text of a ``tokenizer.json``, or a `CorruptError` that names `path`."""
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception for what it cannot read
+        raise CorruptError(f"is not a tokenizer: {error}.", path=str(path), rule="a tokenizer.json that is whole") from None
+
+
 def _bytes_of(backend: tokenizers.Tokenizer, control: set[int]) -> list[bytes]:
     """The bytes of each id: the library writes each byte as one printable character."""
-    byte_of = {character: byte for byte, character in _byte_characters()}
+    byte_of = {character: byte for byte, character in byte_characters()}
     pieces = []
     for token in range(backend.get_vocab_size(with_added_tokens=True)):
         if token in control:
@@ -177,7 +208,7 @@ def _bytes_of(backend: tokenizers.Tokenizer, control: set[int]) -> list[bytes]:
     return pieces
 
 
-def _byte_characters() -> Iterator[tuple[int, str]]:
+def byte_characters() -> Iterator[tuple[int, str]]:
     """Byte-level BPE's alphabet (Radford et al. 2019): printable bytes stand for themselves, the others from U+0100 on."""
     hidden = 0
     for byte in range(256):
@@ -186,6 +217,13 @@ def _byte_characters() -> Iterator[tuple[int, str]]:
         else:
             yield byte, chr(256 + hidden)
             hidden += 1
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CorruptError("is not a tokenizer: it is not UTF-8.", path=str(path), rule="a tokenizer.json that is whole") from None
 
 
 def _require(token: int | None, name: str) -> int:

@@ -54,8 +54,9 @@ def windows(split: TokenSplit, context: int, strategy: str = "split", overlap: i
 
     ``split``: several windows; every target with weight is borne exactly once; a cut falls after an ``<|end|>`` where one lies in
     the last third of the window; the last `overlap` targets before a cut are the context of the next window. ``right``: the first
-    of these windows only. ``left``: ``<|begin|>`` and the newest turns that fit. ``middle``: the oldest turns that fit half of
-    the window and the newest that fit the rest. A turn that is too long for these is cut in its middle, from the left.
+    of these windows only. ``left``: the dialog's first id (``<|begin|>``) and the newest turns that fit. ``middle``: the oldest
+    turns that fit half of the window and the newest that fit the rest. A turn that is too long for these is cut in its middle, from
+    the left.
     """
     if strategy not in STRATEGIES:
         raise SettingError(
@@ -80,12 +81,11 @@ def windows(split: TokenSplit, context: int, strategy: str = "split", overlap: i
         "left": lambda ids, ends: [_keep_both_ends(len(ids), ends, context, oldest=1)],
         "middle": lambda ids, ends: [_keep_both_ends(len(ids), ends, context, oldest=max(1, context // 2))],
     }[strategy]
-    end = split.control["end"]
     lost = 0
     for dialog in np.flatnonzero(targets > context):
         first, last = offsets[dialog], offsets[dialog + 1]
         ids = np.asarray(split.ids[first:last])
-        pieces = cut(ids, np.flatnonzero(ids == end))
+        pieces = cut(ids, _turn_ends(split, ids, split.weights[first:last]))
         columns.append(np.array([(dialog, first + p.start, p.length, p.skip, p.head, p.gap) for p in pieces], np.int64).T)
         lost += len(ids) - (pieces[-1].start + pieces[-1].length + 1 + pieces[-1].gap)
     dialog, start, length, skip, head, gap = np.concatenate(columns, axis=1)
@@ -107,6 +107,14 @@ def read(split: TokenSplit, found: Windows, chosen: np.ndarray) -> tuple[np.ndar
     where = np.repeat(found.start[chosen], count) + place + np.where(jumped, np.repeat(gap, count), 0)
     idle = (place <= np.repeat(skip, count)) | (jumped & (place == np.repeat(head, count)))
     return where, np.where(idle, np.float32(0), split.weights[where].astype(np.float32)), place
+
+
+def _turn_ends(split: TokenSplit, ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Where turns end. A template from elsewhere may use its end of turn for other things; after a turn comes a header, unweighted."""
+    ends: np.ndarray = np.flatnonzero(ids == split.control["end"])
+    followed: np.ndarray = np.asarray(weights)[np.minimum(ends + 1, len(ids) - 1)] > 0
+    kept: np.ndarray = ends[~followed | (ends == len(ids) - 1)]
+    return kept
 
 
 def _split(count: int, ends: np.ndarray, context: int, overlap: int) -> list[_Piece]:

@@ -61,7 +61,7 @@ class _Phrases(Learned):
             chances = self.model.distribution([*ids, *said])
             chances = (chances / chances.max()) ** (1 / self.settings.temperature)
             token = int(random.choice(len(chances), p=chances / chances.sum()))
-            if token == tokenizer.control["end"]:
+            if token in tokenizer.ends:
                 break
             said.append(token)
         return tokenizer.decode(said)
