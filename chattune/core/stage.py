@@ -20,6 +20,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import keyword
 import os
 import platform
 import shutil
@@ -52,7 +53,7 @@ class Stage:
     def __init__(self, function: Callable[..., Artifact], together: bool = False) -> None:
         functools.update_wrapper(self, function)
         self.function, self.together = function, together
-        self.name = function.__name__
+        self.name = function.__name__.rstrip("_")  # Python keeps words such as import for itself
 
     def __call__(self, *args: Any, **kwargs: Any) -> Artifact:
         return self.function(*args, **kwargs)
@@ -111,7 +112,7 @@ def stage_names() -> list[str]:
         if path.exists():
             tree = ast.parse(path.read_text("utf-8"))
             names += [
-                node.name
+                node.name.rstrip("_")
                 for node in tree.body
                 if isinstance(node, ast.FunctionDef) and any(_makes_stage(decorator) for decorator in node.decorator_list)
             ]
@@ -120,10 +121,11 @@ def stage_names() -> list[str]:
 
 def load_stage(name: str) -> Stage:
     """The stage of that name; imports its module, and no torch."""
+    function = f"{name}_" if keyword.iskeyword(name) else name
     for package in IMPORT_ORDER:
         path = ROOT / package / "stage.py"
-        if path.exists() and f"def {name}(" in path.read_text("utf-8"):
-            found = getattr(importlib.import_module(f"{ROOT.name}.{package}.stage"), name, None)
+        if path.exists() and f"def {function}(" in path.read_text("utf-8"):
+            found = getattr(importlib.import_module(f"{ROOT.name}.{package}.stage"), function, None)
             if isinstance(found, Stage):
                 return found
     raise UnknownName(f"no stage is called '{name}'.", value=name, hint=did_you_mean(name, stage_names()))
