@@ -21,8 +21,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     betas, eps, weight_decay``. All state belongs to a parameter, so that it is stored and restored as any optimizer's.
     """
 
+    _step_supports_amp_scaling = True  # torch's word for: `found_inf`, where set, tells on the device to leave this step out
+
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
+        self.found_inf: Tensor | None = None  # 1.0 where the gradient is no number
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -41,13 +44,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
         gradients = [_gradient(p) for p in parameters]
         splits = dict(zip(group["params"], group.get("splits", ()), strict=False))
         averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        keep: Any = 1.0
+        if self.found_inf is not None:  # where the step is left out, the average meets itself and every change is times 0
+            keep, left_out = 1.0 - self.found_inf, self.found_inf.bool()
+            gradients = [torch.where(left_out, average, gradient) for average, gradient in zip(averages, gradients, strict=True)]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov: one more look ahead
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * keep)
         together: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        divided: list[tuple[Tensor, Tensor]] = []
         for parameter, direction in zip(parameters, directions, strict=True):
             rows = list(splits.get(parameter) or parameter.shape[:1])
-            parts = zip(torch.split(parameter, rows), torch.split(direction, rows), strict=True)
+            target, direction = _in_one_piece(parameter, direction)
+            divided += [(parameter, target)] if target is not parameter else []
+            parts = zip(torch.split(target, rows), torch.split(direction, rows), strict=True)
             for weight, part in parts:  # views: adding to them changes the parameter
                 # On a processor one matrix at a time is a tenth faster; a GPU wants all of one shape at once.
                 together[weight.shape if weight.is_cuda else len(together)].append((weight, part))
@@ -55,7 +65,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
             height, width = pairs[0][0].shape
             steps = orthogonalised(torch.stack([part for _, part in pairs]), group["iterations"])
             rate = group["lr"] * max(1.0, height / width) ** 0.5  # equal change of the output's RMS for tall and wide
-            torch._foreach_add_([weight for weight, _ in pairs], list(steps.to(pairs[0][0].dtype).unbind()), alpha=-rate)
+            steps = steps.to(pairs[0][0].dtype) if self.found_inf is None else steps.to(pairs[0][0].dtype) * keep
+            torch._foreach_add_([weight for weight, _ in pairs], list(steps.unbind()), alpha=-rate)
+        for parameter, change in divided:
+            parameter.add_(_divided_like(change, parameter))
 
     def _adamw_step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -69,8 +82,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         adamw(
             parameters, [_gradient(p) for p in parameters], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
             [s["step"] for s in states], fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=self.found_inf,
         )  # fmt: skip
+
+
+def _in_one_piece(parameter: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """What to add the step to, and the direction as a whole. A weight that is divided over processes (a DTensor) gets zeros to
+    collect its step in; every process computes that step, which is cheaper than sending it where matrices are of this size."""
+    gather = getattr(direction, "full_tensor", None)
+    if gather is None:
+        return parameter, direction
+    whole: Tensor = gather()
+    return torch.zeros_like(whole), whole
+
+
+def _divided_like(change: Tensor, parameter: Any) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(change, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
