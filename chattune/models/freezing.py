@@ -8,6 +8,8 @@ from chattune.core.errors import SettingError
 from chattune.models.patterns import meant, refuse_unused
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from chattune.models.language_model import LanguageModel
 
 
@@ -17,10 +19,10 @@ def freeze(model: LanguageModel, patterns: tuple[str, ...]) -> list[str]:
     `SettingError` where a pattern means nothing, means only a part of what is stored as one matrix, or nothing is left to learn.
     """
     if patterns:
-        every = [name for own, _ in model.named_parameters() for name in (own, *_public(model, own))]
+        every = [name for own, parameter in model.named_parameters() for name in (own, *_public(model, own, parameter))]
         refuse_unused(patterns, every, "train.freeze")
     for own, parameter in model.named_parameters():
-        public = _public(model, own)
+        public = _public(model, own, parameter)
         left = [name for name in public if not any(meant(pattern, name) for pattern in patterns)]
         if any(meant(pattern, own) for pattern in patterns) or not left:
             parameter.requires_grad_(False)
@@ -39,6 +41,7 @@ def freeze(model: LanguageModel, patterns: tuple[str, ...]) -> list[str]:
 
 
 
-def _public(model: LanguageModel, own: str) -> tuple[str, ...]:
-    """Names in other libraries; an adapter's new weights (``down.0``, ``magnitude.0``) have none."""
-    return model.public_names(own) if own.rpartition(".")[2] in ("weight", "bias") else (own,)
+def _public(model: LanguageModel, own: str, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Names in other libraries. An adapter's new weights (``down.0``) have none, and it has frozen all that had."""
+    learns = parameter.requires_grad and own.rpartition(".")[2] in ("weight", "bias")
+    return model.public_names(own) if learns else (own,)

@@ -25,12 +25,17 @@ class Adapter(Part):
         return True
 
     @property
+    def starts_as_nothing(self) -> bool:
+        """Whether the model computes what it did before, until something is learned."""
+        return True
+
+    @property
     def rate(self) -> float:
         """AdamW's peak rate to begin with; what `train.optimizer.lr` is where an adapter is chosen and it was left open."""
         return 5e-4
 
     def attach(self, model: LanguageModel, seed: int = 0) -> None:
-        """Freeze `model` and add what learns, in place; its outputs stay as they were until something is learned.
+        """Freeze `model` and add what learns, in place. Fresh weights are drawn from streams that `seed` and their names give.
 
         `SettingError` where the adapter does not fit the model, or a target means nothing.
         """

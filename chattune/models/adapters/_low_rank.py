@@ -22,28 +22,41 @@ from chattune.models.layers import Linear, dropout
 class LowRank(nn.Module):
     """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``, with a pair A = ``down`` (r, in), B = ``up`` (rows, r) for each piece of W.
 
-    B begins as zero. The names ``weight`` and ``bias`` of the map it replaces stay; with `packed`, W stands in 4 bits instead.
+    B begins as zero. W and b keep the names ``weight`` and ``bias`` of the map that this one replaces; with `packed`, W stands in
+    4 bits instead.
     """
 
     def __init__(self, linear: Map, pieces: list[Piece], rank: int, scale: float, drop: float, packed: bool) -> None:
         super().__init__()
         weight, self.bias = linear.weight, linear.bias
-        self.weight = None if packed else weight
+        assert isinstance(weight, nn.Parameter)
+        if not packed:
+            self._parameters["weight"] = weight
         self.packed = Packed.of(weight) if packed else None
         self.pieces, self.scale, self.drop = pieces, scale, drop
         self.down = nn.ParameterList(nn.Parameter(weight.new_empty(rank, weight.shape[1])) for _ in pieces)
         self.up = nn.ParameterList(nn.Parameter(weight.new_zeros(p.stop - p.start, rank)) for p in pieces)
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in): the sum, for those who multiply by themselves (torch's recurrent kernels); gradients reach the factors."""
+        return self.matrix() + self.added()
+
+    def own(self) -> Tensor | None:
+        """The parameter W; none where it is packed."""
+        return self._parameters.get("weight")
+
     def matrix(self) -> Tensor:
-        """(out, in): the frozen matrix; unpacked, where it is packed."""
-        if self.weight is not None:
-            return self.weight
+        """(out, in): W alone; unpacked, where it is packed."""
+        own = self.own()
+        if own is not None:
+            return own
         assert self.packed is not None
         return self.packed.plain()
 
     def added(self) -> Tensor:
-        """(out, in): what the factors add to the matrix."""
-        sums = torch.zeros_like(self.matrix())
+        """(out, in): what the factors add to W."""
+        sums = self.matrix().new_zeros(self.matrix().shape)
         for piece, down, up in zip(self.pieces, self.down, self.up, strict=True):
             sums[piece.start : piece.stop] = self.scale * (up @ down)
         return sums
@@ -66,7 +79,7 @@ class LowRank(nn.Module):
         if torch.compiler.is_compiling():
             return self._plainly(x, bias, drop)
         dropped = dropout(x, drop) if drop else None
-        result: Tensor = _Sum.apply(x, dropped, self.weight, bias, self, *self.down, *self.up)  # type: ignore[no-untyped-call]
+        result: Tensor = _Sum.apply(x, dropped, self.own(), bias, self, *self.down, *self.up)  # type: ignore[no-untyped-call]
         return result
 
     def _plainly(self, x: Tensor, bias: Tensor | None, drop: float) -> Tensor:
@@ -140,6 +153,10 @@ class Magnitudes(LowRank):
         super().__init__(linear, pieces, rank, scale, drop, packed)
         lengths = torch.linalg.vector_norm(self.matrix().detach(), dim=1)
         self.magnitude = nn.ParameterList(nn.Parameter(lengths[p.start : p.stop].clone()) for p in pieces)
+
+    @property
+    def weight(self) -> Tensor:
+        return (self.matrix() + self.added()) * self.ratios()[:, None]
 
     @torch.no_grad()
     def lengths(self) -> list[Tensor]:
