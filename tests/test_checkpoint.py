@@ -156,7 +156,7 @@ NORM = "model.norm.weight"
         (lambda t: t.update({NORM: torch.ones(1, 64)}), f"{NORM} is 1×64, not 64"),
         (lambda t: t.update({NORM: torch.full((64,), float("nan"))}), f"{NORM} holds numbers that are not finite"),
         (lambda t: t.update({NORM: torch.full((64,), float("-inf"))}), f"{NORM} holds numbers that are not finite"),
-        (lambda t: t.update({NORM: torch.ones(64, dtype=torch.int64)}), f"{NORM} holds torch.int64"),
+        (lambda t: t.update({NORM: torch.ones(64, dtype=torch.int64)}), f"{NORM} holds I64, not F32"),
         (lambda t: [t.pop(name) for name in list(t) if "layers" in name], "describes a model of"),
     ],
 )

@@ -6,9 +6,8 @@ from the directory, and takes nothing on trust: names, shapes, numbers and sizes
 
 from __future__ import annotations
 
-import math
-import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from chattune.core import files
 from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
 from chattune.core.part import choose, kind
 from chattune.models.families import Family
+from chattune.models.stored import HEAD, WEIGHTS, Description, Stored, refuse, spelling, write
 from chattune.tokens.control import GENERATION, TOKENIZER_FILES
 from chattune.tokens.token_set import Pretrained
 
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from chattune.models.language_model import LanguageModel
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- chattune\n- conversational\n---\n\n"
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
 _LARGEST_VOCABULARY = 1 << 24
 
 
@@ -44,11 +43,11 @@ class Checkpoint(Pretrained):
         return load_model(self.path)
 
 
-def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str) -> None:
+def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str, dtype: str = "float32") -> None:
     """Write `model` to the directory `out` with the tokenizer files of `tokenizer_from`; `card` is the model card in Markdown.
 
-    Each file is replaced as a whole, the weights first. Raises `DivergenceError` before anything is written when a weight
-    is not finite.
+    `dtype` is that of the numbers on disk; another than float32 rounds them unless they came from it. Each file is replaced as a
+    whole, the weights first. Raises `DivergenceError` before anything is written when a weight is not finite.
     """
     from chattune.tokens.tokenizer import Tokenizer
 
@@ -63,8 +62,8 @@ def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str)
     ids = {key: value for key, value in generation.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     own = {"schema": 1, "family": model.family.dump(), "vocabulary": model.vocabulary}
     out.mkdir(parents=True, exist_ok=True)
-    _write_weights(tensors, out / WEIGHTS)
-    files.write_json(out / CONFIG, {**config, **ids, "chattune": own})
+    write(tensors, out / WEIGHTS, dtype)
+    files.write_json(out / CONFIG, {**config, **ids, "dtype": dtype, "chattune": own})
     files.write_json(out / GENERATION, generation)
     for name in TOKENIZER_FILES:
         if (tokenizer_from / name).resolve() != (out / name).resolve():
@@ -73,39 +72,55 @@ def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str)
 
 
 def load_model(path: Path) -> LanguageModel:
-    """The model in a directory that `save_model` wrote, or in one of a plain Llama or Qwen3 model; float32, on the CPU.
+    """The model in a directory that `save_model` wrote, or in one of another library that a family covers; float32, on the CPU.
 
     Raises `ArtifactError` for what cannot be read and `CorruptError` for what contradicts itself: tensors that are missing,
-    too many, of another shape or not finite, each by name.
+    too many, of another shape or not finite, all by name.
     """
-    from safetensors import SafetensorError, safe_open
+    return read_directory(path)[0]
 
+
+def read_directory(path: Path) -> tuple[LanguageModel, Description]:
+    """As `load_model`, and what was found: the types of the weights, and what was not followed."""
     path = Path(path)
-    family, vocabulary = _described(path / CONFIG)
-    if not (path / WEIGHTS).is_file():
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
-        raise ArtifactError(
-            f"is missing{f' ({pickled[0]} is a pickle, which can run code and is never read)' if pickled else ''}.",
-            path=str(path / WEIGHTS), rule="weights as one safetensors file",
-            hint="Convert the weights to safetensors." if pickled else None,
-        )
-    try:
-        with safe_open(path / WEIGHTS, framework="pt", device="cpu") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            _refuse_other_size(family, vocabulary, sum(math.prod(shape) for shape in shapes.values()), path)
-            model = family.build(vocabulary, seed=0)
-            _refuse_other_names({name: tuple(tensor.shape) for name, tensor in model.exported()[0].items()}, shapes, path / WEIGHTS)
-            tensors = {name: _numbers(file.get_tensor(name), name, path / WEIGHTS) for name in shapes}
-    except SafetensorError as error:
-        raise CorruptError(
-            f"is not a safetensors file: {error}.", path=str(path / WEIGHTS), rule="valid safetensors",
-            hint="Copy it again, or train again.",
-        ) from None
-    model.load_exported(tensors)
-    return model.eval()
+    family, vocabulary, kind_of_model, ignored = _described(path / CONFIG)
+    with Stored(path) as stored:
+        _refuse_other_size(family, vocabulary, stored.numbers, stored.path)
+        model = family.empty(vocabulary)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.exported()[0].items()}
+        spelt, spare = spelling(shapes, stored)
+        stored.refuse_other({spelt[name]: shape for name, shape in shapes.items()}, spare)
+        model.load_exported(_Spelt(stored, spelt))
+        _refuse_other_head(stored, spare, spelt)
+        stored.refuse_if_not_finite()
+        return model.eval(), Description("Hugging Face directory", kind_of_model, stored.counts, (*ignored, *spare))
 
 
-def _described(path: Path) -> tuple[Family, int]:
+class _Spelt(Mapping[str, "Tensor"]):
+    """The stored tensors under the names that a model expects."""
+
+    def __init__(self, stored: Stored, names: Mapping[str, str]) -> None:
+        self.stored, self.names = stored, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _refuse_other_head(stored: Stored, spare: list[str], spelt: Mapping[str, str]) -> None:
+    """A head that is stored although config.json ties it to the embeddings must be equal to them."""
+    tables = [spelt[name] for name in ("model.embed_tokens.weight", "transformer.wte.weight") if name in spelt]
+    if HEAD in spare and not (tables and stored.shapes[HEAD] == stored.shapes[tables[0]] and stored[HEAD].equal(stored[tables[0]])):
+        refuse(stored.path, [f"{HEAD} differs from {tables or 'the embeddings'}, though both are tied"], "one table, or two")
+
+
+def _described(path: Path) -> tuple[Family, int, str, list[str]]:
+    """Family, vocabulary, the architecture's name, and the entries of ``config.json`` that are not followed."""
     config = files.read_json(path)
     if not isinstance(config, dict):
         raise CorruptError("holds no settings.", path=str(path), rule="a mapping")
@@ -117,10 +132,11 @@ def _described(path: Path) -> tuple[Family, int]:
         if own is None:
             from chattune.models.architectures import family_of
 
-            return family_of(config, str(path))[0], vocabulary
+            family, ignored = family_of(config, str(path))
+            return family, vocabulary, str(config.get("model_type")), ignored
         described = own.get("family")
         _refuse_unknown_code(described, path)
-        return choose(Family, described), vocabulary
+        return choose(Family, described), vocabulary, str(described["name"]), []
     except (ValidationError, PydanticCustomError, AttributeError) as error:
         first = str(error).strip().splitlines()
         raise CorruptError(f"describes no model: {' '.join(first)[:300]}", path=str(path), rule="the settings of a family") from None
@@ -141,49 +157,6 @@ def _refuse_other_size(family: Family, vocabulary: int, found: int, path: Path) 
     described = family.parameters(vocabulary)
     if not found / 2 <= described <= found * 2:
         raise CorruptError(
-            f"holds {found} numbers, but config.json describes a model of {described}.", path=str(path / WEIGHTS), value=found,
+            f"holds {found} numbers, but config.json describes a model of {described}.", path=str(path), value=found,
             rule="weights of the model that config.json describes", hint="The two files belong to different models.",
         )
-
-
-def _refuse_other_names(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path) -> None:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    for names, trouble in ((missing, "lacks"), (extra, "has the unknown tensor")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CorruptError(f"{trouble} {names[0]}{more}.", path=str(path), value=names[0], rule="the tensors of config.json")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise CorruptError(
-                f"{name} is {_times(found[name])}, not {_times(shape)}.", path=str(path), value=name, rule="the shapes of config.json"
-            )
-
-
-def _numbers(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if not tensor.is_floating_point():
-        raise CorruptError(f"{name} holds {tensor.dtype}.", path=str(path), value=name, rule="floating-point numbers")
-    if not bool(tensor.isfinite().all()):
-        raise CorruptError(f"{name} holds numbers that are not finite.", path=str(path), value=name, rule="finite weights")
-    return tensor.float()
-
-
-def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    plain = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in tensors.items()}
-    files.require_space(path, sum(4 * tensor.numel() for tensor in plain.values()))
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with files.telling_space(path):
-            save_file(plain, temporary, metadata={"format": "pt"})
-            files.sync(temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-            files.sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
