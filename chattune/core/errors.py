@@ -10,7 +10,8 @@
     ├── ResumeError                   a checkpoint belongs to another recipe or other data
     ├── SpaceError                    the disk is full, or would be
     ├── RankError                     a process that others depend on ended, or cannot be reached
-    └── DivergenceError               loss or gradient stayed non-finite
+    ├── DivergenceError               loss or gradient stayed non-finite
+    └── TrialError           exit 3   a trial did not improve the model, so the whole training was not begun
     Interrupted              exit 130/143: a signal asked the work to stop; state was saved
 
 An error says what happened in one line, where (`path`: a dotted setting path or `file:line`), the value, the rule,
@@ -88,6 +89,12 @@ class RankError(ChattuneError):
 
 class DivergenceError(ChattuneError):
     """Loss or gradients stayed non-finite; the weights on disk are still finite."""
+
+
+class TrialError(ChattuneError):
+    """The trial of a fine-tuning did not pass its gate; what it measured is kept."""
+
+    exit_code = 3
 
 
 class Interrupted(ChattuneError):

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from chattune.core import files
 from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
 from chattune.core.part import choose, kind
+from chattune.models.adapters import Adapter
 from chattune.models.families import Family
 from chattune.models.stored import HEAD, WEIGHTS, Description, Stored, refuse, spelling, write
 from chattune.tokens.control import GENERATION, TOKENIZER_FILES
@@ -39,12 +40,21 @@ class Checkpoint(Pretrained):
     also: ClassVar[tuple[str, ...]] = ("import",)
 
     def model(self) -> LanguageModel:
-        """The model on the CPU in float32, ready to evaluate."""
+        """The model on the CPU in float32, ready to evaluate; with its adapter, where it has one."""
         return load_model(self.path)
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that stands beside the weights because it could not be merged into them."""
+        return _adapter(self.path / CONFIG)
 
-def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str, dtype: str = "float32") -> None:
+
+def save_model(
+    model: LanguageModel, tokenizer_from: Path, out: Path, card: str, dtype: str = "float32", adapter: Adapter | None = None
+) -> None:
     """Write `model` to the directory `out` with the tokenizer files of `tokenizer_from`; `card` is the model card in Markdown.
+
+    `adapter`: what `load_model` shall attach, from the folder that `adapters._files` wrote; `model` is then without it.
 
     `dtype` is that of the numbers on disk; another than float32 rounds them unless they came from it. Each file is replaced as a
     whole, the weights first. Raises `DivergenceError` before anything is written when a weight is not finite.
@@ -61,6 +71,7 @@ def save_model(model: LanguageModel, tokenizer_from: Path, out: Path, card: str,
     generation = Tokenizer.load(tokenizer_from).generation()
     ids = {key: value for key, value in generation.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     own = {"schema": 1, "family": model.family.dump(), "vocabulary": model.vocabulary}
+    own |= {"adapter": adapter.dump()} if adapter else {}
     out.mkdir(parents=True, exist_ok=True)
     write(tensors, out / WEIGHTS, dtype)
     files.write_json(out / CONFIG, {**config, **ids, "dtype": dtype, "chattune": own})
@@ -77,11 +88,16 @@ def load_model(path: Path) -> LanguageModel:
     Raises `ArtifactError` for what cannot be read and `CorruptError` for what contradicts itself: tensors that are missing,
     too many, of another shape or not finite, all by name.
     """
-    return read_directory(path)[0]
+    model = read_directory(path)[0]
+    if (adapter := _adapter(Path(path) / CONFIG)) is not None:
+        from chattune.models.adapters._files import FOLDER, read_adapter
+
+        read_adapter(adapter, model, Path(path) / FOLDER)
+    return model
 
 
 def read_directory(path: Path) -> tuple[LanguageModel, Description]:
-    """As `load_model`, and what was found: the types of the weights, and what was not followed."""
+    """The weights as `load_model` reads them, without an adapter, and what was found: their types, and what was not followed."""
     path = Path(path)
     family, vocabulary, kind_of_model, ignored = _described(path / CONFIG)
     with Stored(path) as stored:
@@ -136,10 +152,28 @@ def _described(path: Path) -> tuple[Family, int, str, list[str]]:
             return family, vocabulary, str(config.get("model_type")), ignored
         described = own.get("family")
         _refuse_unknown_code(described, path)
-        return choose(Family, described), vocabulary, str(described["name"]), []
+        return choose(Family, described), vocabulary, str(described["name"]), ["chattune.adapter"] if own.get("adapter") else []
     except (ValidationError, PydanticCustomError, AttributeError) as error:
         first = str(error).strip().splitlines()
         raise CorruptError(f"describes no model: {' '.join(first)[:300]}", path=str(path), rule="the settings of a family") from None
+
+
+def _adapter(path: Path) -> Adapter | None:
+    """The adapter that ``config.json`` says stands beside the weights."""
+    own = files.read_json(path).get("chattune")
+    described = own.get("adapter") if isinstance(own, dict) else None
+    if described is None:
+        return None
+    if not isinstance(described, dict) or described.get("name") not in kind("adapters").names():
+        raise ArtifactError(
+            "names an adapter that is not part of chattune.", path=str(path), value=str(described)[:100],
+            rule=f"one of {', '.join(kind('adapters').names())}", hint="Upgrade chattune, or copy the directory again.",
+        )
+    try:
+        adapter: Adapter = choose(Adapter, described)
+    except (ValidationError, PydanticCustomError) as error:
+        raise CorruptError(f"describes no adapter: {error}", path=str(path), rule="the settings of an adapter") from None
+    return adapter
 
 
 def _refuse_unknown_code(described: Any, path: Path) -> None:
