@@ -18,16 +18,20 @@ from chattune.core import files
 from chattune.core.artifact import MANIFEST, PLAN, Artifact, Home, check_name
 from chattune.core.config import explain, flatten, override, read_yaml
 from chattune.core.errors import ArtifactError, DataError, SettingError, UnknownName, UsageError, did_you_mean
-from chattune.core.part import ROOT, Part
+from chattune.core.part import ROOT, Part, choose
 from chattune.core.progress import duration, talk
 from chattune.core.stage import Stage, ask, execute, load_stage, plan, question_of
+from chattune.models.families import Family
 
 if TYPE_CHECKING:
     from chattune.dialogs.stage import CollectConfig
-    from chattune.generate.reply import ChatModel
+    from chattune.evaluate.compare import Contender
+    from chattune.evaluate.loss import SplitLoss
+    from chattune.generate.reply import ChatModel, Sampling
     from chattune.tokens.token_set import TokenSet
 
-STORY = ("collect", "prepare", "train", "evaluate")
+STORY = ("import", "collect", "prepare", "train", "evaluate")
+MODELS = ("train", "import")  # stages that give a model
 RECIPES = ROOT / "recipes"
 
 
@@ -59,18 +63,22 @@ class Recipe:
     source: str = ""
 
     @classmethod
-    def read(cls, reference: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    def read(
+        cls, reference: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = (), start: Path | None = None
+    ) -> Recipe:
         """A recipe from a YAML file, the name of a shipped one, or a mapping; defaults < recipe < overrides.
+
+        `start`: the checkpoint that training is to start from, if any; its model is then the recipe's.
 
         Raises `SettingError` with file, line and dotted path for a setting that does not exist or does not fit.
         """
         overrides = list(overrides)
         file, data, lines = _source(reference)
         changed = override(data, overrides)
-        return cls._build(changed, file, _without(lines, [text.partition("=")[0].strip() for text in overrides]))
+        return cls._build(changed, file, _without(lines, [text.partition("=")[0].strip() for text in overrides]), start)
 
     @classmethod
-    def _build(cls, data: Mapping[str, Any], file: Path | None, lines: Mapping[str, int]) -> Recipe:
+    def _build(cls, data: Mapping[str, Any], file: Path | None, lines: Mapping[str, int], start: Path | None) -> Recipe:
         known = schema()
         for name in data:
             if name not in known:
@@ -80,12 +88,17 @@ class Recipe:
                     hint=did_you_mean(str(name), known),
                 )
         sections = {name: _section(name, *known[name], data.get(name), file, lines) for name in known}
-        sections, derived = _derive(sections)
+        start = start or _imported(sections)
+        sections, derived = _derive(sections) if start is None else _derive_from(start, sections, data.get("model"))
         return cls(sections, derived, frozenset(flatten(data)), str(file or ""))
 
     def dump(self) -> dict[str, Any]:
         """Plain data from which `read` builds the same recipe."""
         return {name: _plain(value) for name, value in self.sections.items()}
+
+    def stages(self) -> list[Stage]:
+        """The stages that the recipe asks for, in order: without a model to start from, nothing is imported."""
+        return [stage for stage in stages() if stage.name != "import" or self.sections["import"].path is not None]
 
     def of(self, stage: Stage) -> dict[str, Any]:
         """The sections that one stage reads."""
@@ -110,7 +123,7 @@ def run(
     name: str | None = None,
     until: str | None = None,
 ) -> Result:
-    """Collect, prepare, train and evaluate; what is already finished is found and not done again.
+    """Import (where the recipe starts from a model), collect, prepare, train and evaluate; what is finished is not done again.
 
     `recipe`: a YAML file, the name of a shipped recipe, a mapping or a `Recipe`; `overrides`: ``dotted.path=value``;
     `name`: what the run is called from now on; `until`: the last stage to do.
@@ -126,7 +139,7 @@ def run(
     place = Home(Path(home))
     made: dict[str, Path] = {}
     pool: list[Artifact] = []
-    for stage in stages():
+    for stage in recipe.stages():
         address = plan(stage, recipe.of(stage), inputs_from(stage, pool), place)
         made[stage.name] = address
         _remember(place, address, recipe, name, until)
@@ -185,13 +198,23 @@ def load(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> 
     address = checkpoint_of(Home(Path(home)).find(run))
     checkpoint = Checkpoint.open(address)
     checkpoint.verify()
-    return ChatModel(checkpoint.model(), checkpoint.template)
+    return ChatModel(checkpoint.model(), checkpoint.template, usual_sampling(address))
+
+
+def usual_sampling(checkpoint: Path) -> Sampling:
+    """How the maker of a model samples from it, where the checkpoint says so; else our defaults."""
+    from chattune.core.config import validate
+    from chattune.generate.reply import Sampling
+    from chattune.tokens.control import GENERATION
+
+    said = files.read_json(checkpoint / GENERATION) if (checkpoint / GENERATION).exists() else {}
+    return validate(Sampling, Sampling.recommended(said))
 
 
 def checkpoint_of(address: Path) -> Path:
-    """The training run that `address` is, or was made from."""
-    for candidate in lineage(address):
-        if question_of(candidate)["stage"] == "train":
+    """The run with a model that `address` is, or was made from."""
+    for candidate in lineage(address) if question_of(address)["stage"] not in ("collect", "prepare") else []:
+        if question_of(candidate)["stage"] in MODELS:
             return candidate
     later = [run.name for run in Home(address.parent).runs() if question_of(run)["stage"] == "train" and address in lineage(run)]
     raise ArtifactError(
@@ -242,7 +265,7 @@ def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") 
         "finished": (address / MANIFEST).exists(),
         "report": str(report / "report.html") if report else None,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
-        "parameters": kept.get("train", {}).get("parameters"),
+        "parameters": kept.get("train", kept.get("import", {})).get("parameters"),
         "metrics": kept.get("evaluate", {}).get("metrics", {}),
         "baselines": kept.get("evaluate", {}).get("baselines", {}),
         "split": kept.get("collect", {}).get("split", {}),
@@ -251,6 +274,69 @@ def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") 
         "runs": {stage: str(path) for stage, path in runs.items()},
         "stages": kept,
     }
+
+
+def compare(references: Iterable[str | os.PathLike[str]], home: str | os.PathLike[str] = "runs") -> dict[str, Any]:
+    """Several models on the same test conversations, as `chattune.evaluate.compare` tells it; the first is the one to beat.
+
+    `references`: train or evaluate runs. One that was not evaluated is scored now, which takes a pass over the test split.
+    Raises `UsageError` where there is one only, or where the test conversations differ.
+    """
+    from chattune.evaluate import compare as comparing
+
+    names = [os.fspath(reference) for reference in references]
+    place = Home(Path(home))
+    if len(names) < 2:
+        raise UsageError("give two runs or more to compare.", path="compare", value=len(names), rule="at least two runs")
+    return comparing.compare([_contender(name, place.find(name)) for name in names])
+
+
+def _contender(name: str, address: Path) -> Contender:
+    from chattune.evaluate.compare import Contender
+
+    model = checkpoint_of(address)
+    manifest, described = files.read_json(model / MANIFEST), files.read_json(model / "config.json")["chattune"]
+    family: Family = choose(Family, described["family"])
+    costs: dict[str, float] = {
+        "parameters": family.parameters(described["vocabulary"]),
+        "operations": family.operations(described["vocabulary"], family.context_length()),
+    }
+    known = ("tokens", "tokens_per_second", "memory_bytes", "train_seconds")
+    costs |= {cost: manifest["metrics"][cost] for cost in known if cost in manifest["metrics"]}
+    loss, dialogs = _judged(address if question_of(address)["stage"] == "evaluate" else _evaluation_of(model), model)
+    return Contender(name, family.name, files.read_json(dialogs / MANIFEST)["outputs"]["test.jsonl"]["sha256"], loss, costs)
+
+
+def _evaluation_of(model: Path) -> Path | None:
+    """The newest finished evaluation of this very model, not of one that was made from it."""
+    finished = [run for run, manifest in Home(model.parent).finished() if manifest["stage"] == "evaluate"]
+    return next((run for run in reversed(finished) if question_of(run)["inputs"]["checkpoint"]["run"] == model.name), None)
+
+
+def _judged(report: Path | None, model: Path) -> tuple[SplitLoss, Path]:
+    """The loss on each test conversation, from an evaluation or computed now, and the collect run that they are from."""
+    from chattune.evaluate.artifact import LOSSES, Report
+
+    if report is not None and (report / LOSSES).exists():
+        return Report.open(report).loss, report.parent / question_of(report)["inputs"]["dialogs"]["run"]
+    from chattune.evaluate.judge import usual_overlap
+    from chattune.evaluate.loss import split_loss
+    from chattune.models.checkpoint import Checkpoint
+    from chattune.tokens.token_set import TokenSet
+
+    inputs = question_of(report or model)["inputs"]
+    if "tokens" not in inputs:
+        raise ArtifactError(
+            "was neither trained here nor evaluated.", path=str(model), rule="a model that was judged on a test split",
+            hint="Evaluate it on the dialogs of the others first.",
+        )
+    tokens = TokenSet.open(model.parent / inputs["tokens"]["run"])
+    talk().print(f"compare  scoring {model.name}", markup=False)
+    judged = Checkpoint.open(model).model()
+    context = judged.family.context_length()
+    lengths = tokens.tokenizer.byte_lengths
+    loss = split_loss(judged, tokens.split("test"), lengths, context=context, overlap=usual_overlap(context))
+    return loss, tokens.path.parent / question_of(tokens.path)["inputs"]["dialogs"]["run"]
 
 
 def inputs_from(
@@ -351,14 +437,19 @@ def _section(name: str, stage: Stage, hint: Any, value: Any, file: Path | None, 
 
 def _derive(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Let the dial fill what was left open: first the model's own settings, then those that it recommends elsewhere."""
-    known, resolved, derived = schema(), dict(sections), dict[str, Any]()
-    model = sections.get("model")
+    resolved, model = dict(sections), sections.get("model")
     if model is None:
-        return resolved, derived
+        return resolved, {}
     resolved["model"] = model.resolved()
     before, after = flatten(model.dump(), "model"), flatten(resolved["model"].dump(), "model")
-    derived |= {path: value for path, value in after.items() if before.get(path) != value}
-    for path, value in resolved["model"].recommended().items():
+    settings, more = _recommended(resolved, resolved["model"].recommended())
+    return settings, {path: value for path, value in after.items() if before.get(path) != value} | more
+
+
+def _recommended(sections: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put values, by dotted path, where nothing was set; and those that were put."""
+    known, resolved, derived = schema(), dict(sections), dict[str, Any]()
+    for path, value in values.items():
         section, *keys = path.split(".")
         if section not in resolved:
             continue
@@ -371,6 +462,41 @@ def _derive(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
             resolved[section] = _section(section, *known[section], plain, None, {})
             derived[path] = value
     return resolved, derived
+
+
+def _imported(sections: Mapping[str, Any]) -> Path | None:
+    """The model that the recipe imports, where it lies."""
+    if sections["import"].path is None:
+        return None
+    from chattune.models.sources import located
+
+    return located(sections["import"].path).path
+
+
+def _derive_from(start: Path, sections: Mapping[str, Any], given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `_derive`, for a model that is started from: the model is the one that it is, and further training goes gently.
+
+    What the recipe says of the model must agree with it. A tenth of the rate for fresh weights and small batches suit a model that
+    already speaks; an adapter, whose weights are fresh, takes the whole rate.
+    """
+    from chattune.models.foreign import described
+
+    model, vocabulary = described(start)
+    told = flatten({} if given is None else {"name": given} if isinstance(given, str) else given, "model")
+    asked, found = flatten(sections["model"].dump(), "model"), flatten(model.dump(), "model")
+    for path in told:
+        if path in asked and asked[path] != found.get(path):
+            raise SettingError(
+                f"the model to start from has {found.get(path)!r}, not {asked[path]!r}.", path=path, value=asked[path],
+                rule=f"{path}={found.get(path)}" if path in found else "a setting of the model to start from",
+                hint="Leave the section model out: the model to start from is the model.",
+            )
+    usual = model.recommended()
+    rate = usual.get("train.optimizer.lr")
+    if rate is not None and getattr(sections["train"], "adapter", None) is None:
+        rate = float(f"{rate / 10:.2g}")
+    wanted = {"prepare.vocabulary_at_most": vocabulary, "train.batch_tokens": 4096, "train.optimizer.lr": rate}
+    return _recommended({**sections, "model": model}, {path: value for path, value in wanted.items() if value is not None})
 
 
 def _plain(value: Any) -> Any:
@@ -388,8 +514,9 @@ def prepared(recipe: Recipe, home: Home) -> TokenSet | None:
     from chattune.tokens.token_set import TokenSet
 
     pool: list[Artifact] = []
-    for name in ("collect", "prepare"):
-        stage = load_stage(name)
+    for stage in recipe.stages():
+        if stage.name == "train":
+            break
         address, _ = ask(stage, recipe.of(stage), inputs_from(stage, pool), home)
         if not (address / MANIFEST).exists():
             return None

@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "runs": (looking.runs, LOOK),
     "show": (looking.show, LOOK),
     "diff": (looking.diff, LOOK),
+    "compare": (looking.compare, LOOK),
     "tree": (looking.tree, LOOK),
     "list": (looking.list_, LOOK),
     "explain": (looking.explain, LOOK),

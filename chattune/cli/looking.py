@@ -1,4 +1,4 @@
-"""Commands that look: runs, show, diff, tree, list, explain, env."""
+"""Commands that look: runs, show, diff, compare, tree, list, explain, env."""
 
 from __future__ import annotations
 
@@ -85,6 +85,39 @@ def diff(a: str, b: str, /, *, common: Common = USUAL) -> Answer:
         "metrics": {path: [x, y] for path, x, y in metrics},
     }
     return Answer(table(rows, ("path", first.name, second.name)) if rows else "No difference.", data)
+
+
+def compare(
+    *runs: str, html: Annotated[Path | None, Parameter(help="write the comparison as a page, too")] = None, common: Common = USUAL,
+) -> Answer:
+    """Compare models on the same test conversations: bits per byte, paired differences to the first, and what each one cost.
+
+    Parameters
+    ----------
+    runs
+        two or more train or evaluate runs: paths, names, or beginnings of digests
+    """
+    from chattune.evaluate import compare as comparing
+
+    found = story.compare(runs, common.home)
+    rows = [
+        (
+            row["name"], row["family"], interval(row["bits_per_byte"]), comparing.difference_in_words(row),
+            *(comparing.shown(row, cost) for cost in COSTS),
+        )
+        for row in found["runs"]
+    ]  # fmt: skip
+    lines = [
+        f"{found['test']['conversations']:,} test conversations, {found['test']['bytes']:,} bytes to predict",
+        "",
+        table(rows, ("run", "family", "bits per byte", "difference to the first", *COSTS.values()), right=range(4, 4 + len(COSTS))),
+    ]
+    if sentence := comparing.advice(found["capacity"]):
+        lines += ["", sentence]
+    if html is not None:
+        files.write_atomically(html, comparing.page(found))
+        lines += ["", f"page  {html}"]
+    return Answer(plain("\n".join(lines)), {**found, "html": str(html) if html else None})
 
 
 def tree(run: str, /, *, common: Common = USUAL) -> Answer:
@@ -209,6 +242,10 @@ def env(*, common: Common = USUAL) -> Answer:
     return Answer(f"{table(rows)}\n\n{sentence}", data)
 
 
+COSTS = {
+    "parameters": "parameters", "operations": "operations/token", "tokens": "tokens seen", "tokens_per_second": "tokens/s",
+    "memory_bytes": "peak memory", "train_seconds": "training",
+}  # fmt: skip
 LEAKS = "{:.1%} of the test questions stand in training too, {:.1%} nearly (a row-random split: {:.1%})"
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "NO_COLOR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from chattune.core import files
 from chattune.core.artifact import Artifact
 
+if TYPE_CHECKING:
+    from chattune.evaluate.loss import SplitLoss
+
+LOSSES = "losses.npy"
+
 
 class Report(Artifact):
-    """``summary.json``, ``report.html``, ``replies.jsonl`` and ``recipe.yaml``, which repeats the whole run."""
+    """``summary.json``, ``report.html``, ``replies.jsonl``, ``losses.npy`` and ``recipe.yaml``, which repeats the whole run."""
 
     stage: ClassVar[str] = "evaluate"
 
@@ -19,6 +24,13 @@ class Report(Artifact):
         """``{"metrics", "baselines", "people", "difference", "verdict", "notes", "split", "counts", …}``."""
         summary: dict[str, Any] = files.read_json(self.path / "summary.json")
         return summary
+
+    @property
+    def loss(self) -> SplitLoss:
+        """The model's loss on each test conversation."""
+        from chattune.evaluate.loss import SplitLoss
+
+        return SplitLoss.load(self.path / LOSSES)
 
     def replies(self) -> Iterator[dict[str, Any]]:
         """One row a prompt: ``conversation``, ``history``, ``reference``, ``reply``, ``finish_reason``, ``baselines``, ``scores``."""

@@ -31,10 +31,11 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Judged:
-    """The figures, in the form of ``summary.json``, and one row for each prompt, in the form of ``replies.jsonl``."""
+    """The figures, in the form of ``summary.json``; one row for each prompt, in that of ``replies.jsonl``; the loss of each dialog."""
 
     summary: dict[str, Any]
     replies: list[dict[str, Any]]
+    loss: SplitLoss
 
 
 def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint) -> Judged:
@@ -49,7 +50,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
     with progress("evaluate", 3 + len(config.baselines), unit="part") as bar:
         talker = ChatModel(checkpoint.model(), tokens.template)
         context = talker.context
-        overlap = context // 2 if config.overlap is None else min(config.overlap, context - 1)
+        overlap = usual_overlap(context) if config.overlap is None else min(config.overlap, context - 1)
         loss = split_loss(talker.model, split, tokens.tokenizer.byte_lengths, context=context, overlap=overlap)
         bar.update(1, bits_per_byte=f"{loss.bits_per_byte:.3f}")
         prompts, without = chosen(dialogs.read("test"), config.replies, seed, _Usable(talker, config.sampling))
@@ -86,7 +87,12 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         "split": known["split"],
         "counts": known["counts"],
     }  # fmt: skip
-    return Judged(summary, _rows(prompts, replies, others, single))
+    return Judged(summary, _rows(prompts, replies, others, single), loss)
+
+
+def usual_overlap(context: int) -> int:
+    """Tokens that a window of a long conversation sees of the one before, where nothing else is set."""
+    return context // 2
 
 
 def untouched(tokens: TokenSet, checkpoint: Checkpoint) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chattune.core import files
 from chattune.evaluate import bootstrap
 
 if TYPE_CHECKING:
@@ -55,6 +58,18 @@ class SplitLoss:
     def of_totals(cls, totals: Sequence[float]) -> SplitLoss:
         """One entry that stands for many dialogs, from the sums of their `totals`."""
         return cls(*(np.asarray([value]) for value in totals))
+
+    def save(self, path: Path) -> None:
+        """Write (dialogs, 3) float64 numbers: `nll`, `tokens`, `bytes`."""
+        content = io.BytesIO()
+        np.save(content, np.stack((self.nll, self.tokens, self.bytes), axis=1).astype(np.float64), allow_pickle=False)
+        files.write_atomically(path, content.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> SplitLoss:
+        """What `save` wrote."""
+        columns = np.load(path, allow_pickle=False)
+        return cls(columns[:, 0], columns[:, 1], columns[:, 2])
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float, float]]:
         """``bits_per_byte`` and ``perplexity``, each as value, low and high over conversations."""
@@ -103,10 +118,10 @@ def split_loss(
                 hidden = model.hidden(batch.inputs.to(device))[scored.to(device)]
                 targets = batch.targets[scored].to(device)
                 step = max(1, _LOGITS // model.vocabulary)
-                for part in (slice(start, start + step) for start in range(0, len(targets), step)):
-                    logits = model.head(hidden[part]).float()
-                    surprise = torch.nn.functional.cross_entropy(logits, targets[part], reduction="none")
-                    nll.index_add_(0, dialogs[part], surprise.double().cpu())
+                for piece in (slice(start, start + step) for start in range(0, len(targets), step)):
+                    logits = model.head(hidden[piece]).float()
+                    surprise = torch.nn.functional.cross_entropy(logits, targets[piece], reduction="none")
+                    nll.index_add_(0, dialogs[piece], surprise.double().cpu())
     finally:
         model.train(was_training)
     tokens, lengths = _sizes(split, byte_lengths)

@@ -14,6 +14,7 @@ from chattune.core.artifact import PLAN
 from chattune.core.config import flatten
 from chattune.core.record import Record
 from chattune.core.stage import hardware, question_of, versions
+from chattune.evaluate.artifact import LOSSES
 from chattune.evaluate.verdict import relation, said
 from chattune.generate.terminal import readable
 
@@ -43,11 +44,12 @@ SPLIT = {
 def write(
     judged: Judged, config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint, out: Path
 ) -> None:
-    """Write ``replies.jsonl``, ``recipe.yaml`` and ``report.html`` to the directory `out`."""
+    """Write ``replies.jsonl``, ``losses.npy``, ``recipe.yaml`` and ``report.html`` to the directory `out`."""
     import json
 
     lines = [json.dumps(row, ensure_ascii=False) for row in judged.replies]
     files.write_atomically(out / "replies.jsonl", "".join(line + "\n" for line in lines))
+    judged.loss.save(out / LOSSES)
     own = question_of(out)["config"] if (out / PLAN).exists() else {"evaluate": config.model_dump(mode="json"), "seed": seed}
     recipe, conflicts = whole_recipe([artifact.manifest["config"] for artifact in (dialogs, tokens, checkpoint)] + [own])
     files.write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))

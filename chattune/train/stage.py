@@ -103,6 +103,7 @@ def train(
 def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, choice: Choice, reason: str) -> None:
     """Answer the prompts once more with the weights to keep, write the Hugging Face directory and the summary."""
     from chattune.models.checkpoint import save_model
+    from chattune.train.device import peak_memory
 
     state, model = training.state, training.kept()
     if model is None:
@@ -117,6 +118,7 @@ def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, 
             "parameters": sum(p.numel() for p in training.parameters), "steps": state.step, "tokens": state.tokens,
             "train_seconds": round(state.seconds, 1), "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9)),
             "validation_loss": kept["loss"], "kept_step": kept["step"], "stopped": reason, "computed": str(choice),
+            "memory_bytes": peak_memory(),
         },
     )  # fmt: skip
 
