@@ -160,9 +160,9 @@ def peak_memory() -> int:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The parts that compute one after the other and hold most weights: the entries of the model's lists of modules."""
-    lists = [module for module in model.children() if isinstance(module, nn.ModuleList)]
-    return [block for entries in lists for block in entries if any(True for _ in block.parameters())]
+    """The layers that compute one after the other and are only ever called: the entries of the model's `blocks`, if it has them."""
+    found = getattr(model, "blocks", None)
+    return [*found] if isinstance(found, nn.ModuleList) else []
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:

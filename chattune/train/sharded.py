@@ -8,6 +8,7 @@ can continue.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ class Sharded(Alone):
     lockstep = True
 
     def __init__(self, master: LanguageModel, world: World, precision: Precision) -> None:
+        # Nothing changes hidden states in place: objectives pick rows out of them.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
         self._twin, self._buffers = _hollow(master)
         mesh = init_device_mesh(master.device.type, (world.size,))  # explicit: else a machine with GPUs moves the model there
         half = torch.bfloat16 if precision == "bfloat16" else None
