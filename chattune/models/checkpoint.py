@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG, CARD = "config.json", "README.md"
 FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- chattune\n- conversational\n---\n\n"
+_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 _LARGEST_VOCABULARY = 1 << 24
 
 
@@ -148,14 +149,41 @@ def _described(path: Path) -> tuple[Family, int, str, list[str]]:
         if own is None:
             from chattune.models.architectures import family_of
 
-            family, ignored = family_of(config, str(path))
-            return family, vocabulary, str(config.get("model_type")), ignored
+            try:
+                covered, ignored = family_of(config, str(path))
+            except ArtifactError as uncovered:
+                other, ignored = _through_transformers(config, uncovered)
+                return other, vocabulary, str(config.get("model_type")), ignored
+            return covered, vocabulary, str(config.get("model_type")), ignored
         described = own.get("family")
         _refuse_unknown_code(described, path)
         return choose(Family, described), vocabulary, str(described["name"]), ["chattune.adapter"] if own.get("adapter") else []
     except (ValidationError, PydanticCustomError, AttributeError) as error:
         first = str(error).strip().splitlines()
         raise CorruptError(f"describes no model: {' '.join(first)[:300]}", path=str(path), rule="the settings of a family") from None
+
+
+def described(path: Path) -> tuple[Family, int]:
+    """The family and the vocabulary of the model in a directory, from its ``config.json`` alone."""
+    return _described(Path(path) / CONFIG)[:2]
+
+
+def _through_transformers(config: Mapping[str, Any], uncovered: ArtifactError) -> tuple[Family, list[str]]:
+    """A model that transformers knows and our own families do not; `uncovered`, which says why, where it does not know it either.
+
+    What names code in the configuration is left out, and told: the network is the installed library's, or none.
+    """
+    from chattune.models.families.hf import HF
+
+    code = [key for key in config if key in _CODE or "attn_implementation" in key or "experts_implementation" in key]
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+        if config.get("model_type") not in known:
+            raise uncovered
+        return HF(config={key: value for key, value in config.items() if key not in code}).resolved(), code
+    except (ImportError, ValidationError):
+        raise uncovered from None
 
 
 def _adapter(path: Path) -> Adapter | None:

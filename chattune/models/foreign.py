@@ -9,6 +9,7 @@ from chattune.core.errors import ArtifactError
 from chattune.core.gguf import is_gguf
 
 if TYPE_CHECKING:
+    from chattune.models.families import Family
     from chattune.models.language_model import LanguageModel
     from chattune.models.stored import Description
 
@@ -31,3 +32,15 @@ def read_foreign(path: Path) -> tuple[LanguageModel, Description]:
         "is neither a Hugging Face directory nor a GGUF file." if path.exists() else "does not exist.", path=str(path),
         rule="a directory with config.json and safetensors, or a GGUF file",
     )
+
+
+def described(path: Path) -> tuple[Family, int]:
+    """The family and the vocabulary of the model at `path`, without reading its weights."""
+    path = Path(path)
+    if path.is_dir():
+        from chattune.models import checkpoint
+
+        return checkpoint.described(path)
+    from chattune.models.gguf import described_by
+
+    return described_by(path)
