@@ -201,6 +201,24 @@ def load(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> 
     return ChatModel(checkpoint.model(), checkpoint.template, usual_sampling(address))
 
 
+def export(
+    run: str | os.PathLike[str], to: str, out: Path | None = None, kind: str | None = None, home: str | os.PathLike[str] = "runs"
+) -> dict[str, Any]:
+    """Write the model of a run for other programs: ``path``, ``bytes`` and ``notes``.
+
+    `to`: ``"hf"``, a Hugging Face directory, or ``"gguf"``, one file with numbers of the `kind` (f32, f16, bf16, q8_0). What stands at
+    `out` already is never written over. Every file of the run is compared with its digest first.
+    """
+    from chattune.models.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(checkpoint_of(Home(Path(home)).find(run)))
+    out = out if out is not None else Path(f"{Path(os.fspath(run)).name}-hf" if to == "hf" else f"{Path(os.fspath(run)).name}.gguf")
+    if out.exists() and not (to == "hf" and out.is_dir() and not any(out.iterdir())):
+        raise ArtifactError("is there already.", path=str(out), rule="a new place", hint="Give another one with --out.")
+    checkpoint.verify()
+    return checkpoint.to_hugging_face(out) if to == "hf" else checkpoint.to_gguf(out, kind or "bf16")
+
+
 def usual_sampling(checkpoint: Path) -> Sampling:
     """How the maker of a model samples from it, where the checkpoint says so; else our defaults."""
     from chattune.core.config import validate
@@ -481,7 +499,8 @@ def _derive_from(start: Path, sections: Mapping[str, Any], given: Any) -> tuple[
     """
     from chattune.models.foreign import described
 
-    model, vocabulary = described(start)
+    family, vocabulary = described(start)
+    model = family.resolved()
     told = flatten({} if given is None else {"name": given} if isinstance(given, str) else given, "model")
     asked, found = flatten(sections["model"].dump(), "model"), flatten(model.dump(), "model")
     for path in told:

@@ -41,11 +41,13 @@ LOOK = cyclopts.Group("Look", sort_key=3)
 COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "demo": (making.demo, MAKE),
     "run": (making.run, MAKE),
+    "import": (making.import_, MAKE),
     "collect": (making.collect, MAKE),
     "prepare": (making.prepare, MAKE),
     "train": (making.train, MAKE),
     "evaluate": (making.evaluate, MAKE),
     "resume": (making.resume, MAKE),
+    "export": (making.export, MAKE),
     "chat": (making.chat, TALK),
     "runs": (looking.runs, LOOK),
     "show": (looking.show, LOOK),

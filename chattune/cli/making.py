@@ -17,7 +17,7 @@ from chattune.core import files
 from chattune.core.artifact import Artifact, Home, check_name
 from chattune.core.errors import UsageError
 from chattune.core.progress import duration
-from chattune.core.stage import load_stage, plan
+from chattune.core.stage import load_stage, plan, question_of
 
 Name = Annotated[str | None, Parameter(help="a name for the run")]
 DryRun = Annotated[bool, Parameter(negative="", help="say what it would cost, and do nothing")]
@@ -64,6 +64,55 @@ def run(
     return Answer("\n".join(lines), result.summary)
 
 
+def import_(
+    path: str, /, *, name: Name = None,
+    template: Annotated[str | None, Parameter(help="a Jinja file used as chat template; without one: the model's own")] = None,
+    common: Common = USUAL,
+) -> Answer:
+    """Bring in a pretrained model: a Hugging Face directory, a GGUF file, or an installed Python package that ships one.
+
+    Parameters
+    ----------
+    path
+        the directory, the file, or the package; nothing is downloaded, and no code of it is run
+    """
+    more = {"import": {"path": path, "template": template}}
+    answer = _one("import", (), (), None, name, common, more)
+    told = answer.data["stages"]["import"]
+    lines = [
+        f"import  {answer.data['run']}", "",
+        table([
+            ("model", f"{told['architecture']}, {number(told['parameters'])} parameters, context {number(told['context'])}"),
+            ("tokenizer", f"{number(told['vocabulary'])} tokens; replies end with {', '.join(told['ends'].values())}"),
+            ("license", told["license"] or "not said"),
+            *(("note", note) for note in told["notes"]),
+        ]),
+        "", "Next:", f"  chattune chat {name or Path(answer.data['run']).name}",
+        "  chattune run finetune import.path=… collect.sources=…   teach it your own conversations",
+    ]  # fmt: skip
+    return Answer(plain("\n".join(lines)), answer.data)
+
+
+def export(
+    run: str, /, *, to: Annotated[Literal["hf", "gguf"], Parameter(help="hf: a Hugging Face directory, gguf: a file for llama.cpp")],
+    out: Annotated[Path | None, Parameter(help="the directory or file to write; without one: named after the run")] = None,
+    type: Annotated[Literal["f32", "f16", "bf16", "q8_0"] | None, Parameter(help="of the numbers in a GGUF file")] = None,
+    common: Common = USUAL,
+) -> Answer:
+    """Write a model for other programs.
+
+    Parameters
+    ----------
+    run
+        an import, train or evaluate run: a path, a name, or the beginning of a digest
+    """
+    if to == "hf" and type is not None:
+        raise UsageError("--type is for GGUF files.", path="--type", value=type, rule="--to gguf", hint="Leave --type out.")
+    found = story.export(run, to, out, type, common.home)
+    rows = [("written", found["path"]), ("size", files.size(found["bytes"])), *(("note", note) for note in found["notes"])]
+    return Answer(plain(table(rows)), found)
+
+
 def collect(
     *files_and_settings: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
 ) -> Answer:
@@ -79,8 +128,11 @@ def collect(
     return _one("collect", (), overrides, recipe, name, common, named)
 
 
-def prepare(dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL) -> Answer:
-    """Turn collected dialogs into tokens: train the tokenizer, render, store.
+def prepare(
+    dialogs: str, /, *overrides: str, start: Annotated[str | None, Parameter(help="a run whose tokenizer to go on with")] = None,
+    recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Turn collected dialogs into tokens: train the tokenizer (or go on with a model's), render, store.
 
     Parameters
     ----------
@@ -89,7 +141,7 @@ def prepare(dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name:
     overrides
         settings to change, as ``path=value``
     """
-    return _one("prepare", [dialogs], overrides, recipe, name, common)
+    return _one("prepare", [dialogs], overrides, recipe, name, common, start=start)
 
 
 def train(
@@ -106,20 +158,34 @@ def train(
         settings to change, as ``path=value``
     """
     if dry_run:
-        return _forecast(story.Recipe.read(recipe or {}, overrides), common)
+        begun = None if start is None else story.checkpoint_of(Home(common.home).find(start))
+        return _forecast(story.Recipe.read(recipe or {}, overrides, begun), common)
     return _one("train", [tokens], overrides, recipe, name, common, start=start)
 
 
-def evaluate(checkpoint: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL) -> Answer:
+def evaluate(
+    checkpoint: str, /, *overrides: str,
+    tokens: Annotated[str | None, Parameter(help="a prepare run to judge it on, for a model that was not trained here")] = None,
+    recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
     """Score a model on the untouched test split, beside the baselines, and write the report.
 
     Parameters
     ----------
     checkpoint
-        a train run
+        a train or import run
     overrides
         settings to change, as ``path=value``
     """
+    home = Home(common.home)
+    if tokens is not None:
+        judged_on = story.inputs_from(load_stage("evaluate"), story.chain_up([home.find(tokens)]), {"checkpoint": None})
+        return _one("evaluate", [checkpoint], overrides, recipe, name, common, inputs=judged_on)
+    if question_of(home.find(checkpoint))["stage"] == "import":
+        raise UsageError(
+            "an imported model has no test conversations of its own.", path="--tokens", rule="a prepare run with its tokenizer",
+            hint=f"Make one with `chattune prepare DIALOGS --start {checkpoint}`, and give it with --tokens.",
+        )
     return _one("evaluate", [checkpoint], overrides, recipe, name, common)
 
 
@@ -154,17 +220,19 @@ def chat(
     Parameters
     ----------
     run
-        a train or evaluate run: a path, a name, or the beginning of a digest
+        an import, train or evaluate run: a path, a name, or the beginning of a digest
     """
     options = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
         "max_tokens": max_tokens, "seed": seed,
     }  # fmt: skip
-    story.checkpoint_of(Home(common.home).find(run))  # a mistake is told before torch is imported
+    address = story.checkpoint_of(Home(common.home).find(run))  # a mistake is told before torch is imported
     from chattune.core.config import validate
     from chattune.generate.reply import Sampling
 
-    sampling = validate(Sampling, {key: value for key, value in options.items() if value is not None}, prefix="--")
+    asked = {key: value for key, value in options.items() if value is not None}
+    validate(Sampling, asked, prefix="--")
+    sampling = validate(Sampling, {**story.usual_sampling(address).model_dump(exclude={"rules"}), **asked}, prefix="--")
     model = story.load(run, common.home)
     if prompt is None and not common.json:
         from chattune.generate.terminal import chat as talk_to
@@ -181,22 +249,22 @@ def chat(
 
 def _one(
     stage_name: str, references: Sequence[str], overrides: Sequence[str], recipe: str | None, name: str | None, common: Common,
-    more: Mapping[str, Any] | None = None, start: str | None = None,
+    more: Mapping[str, Any] | None = None, start: str | None = None, inputs: Mapping[str, Artifact | None] | None = None,
 ) -> Answer:
     """Plan and execute one stage, its inputs found from the references and what those were made from."""
     if name is not None:
         check_name(name)
-    stage = load_stage(stage_name)
-    chosen = story.Recipe.read(recipe or more or {}, overrides)
+    stage, home = load_stage(stage_name), Home(common.home)
+    begun = None if start is None else story.checkpoint_of(home.find(start))
+    chosen = story.Recipe.read(recipe or more or {}, overrides, begun)
     if recipe and more:
         raise UsageError("give files or a recipe, not both.", rule="one source of conversations", hint="Put the files into the recipe.")
-    home = Home(common.home)
     found = [home.find(reference) for reference in references]
-    explicit: dict[str, Artifact | None] = {"start": None} if "start" in stage.inputs else {}
-    if start is not None:
-        explicit["start"] = story.open_run(story.checkpoint_of(home.find(start)))
-    inputs = story.inputs_from(stage, story.chain_up(found), explicit)
-    address = plan(stage, chosen.of(stage), inputs, home)
+    explicit: dict[str, Artifact | None] = {parameter: artifact for parameter, artifact in (inputs or {}).items() if artifact}
+    explicit |= {"start": None} if "start" in stage.inputs else {}
+    if begun is not None:
+        explicit["start"] = story.open_run(begun)
+    address = plan(stage, chosen.of(stage), story.inputs_from(stage, story.chain_up(found), explicit), home)
     if name is not None:
         home.give_name(name, address)
     story.answer(address)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError
 
 from chattune.core.config import validate
 from chattune.core.errors import UsageError
@@ -47,6 +47,21 @@ class Sampling(Settings):
     max_tokens: int = setting(128, "end a reply after so many tokens", low=1, high=1048576)
     seed: int = setting(0, "the same seed gives the same reply")
     rules: Annotated[tuple[Rule, ...], BeforeValidator(part_list)] = setting((), "further rules, applied after the others")
+
+    @classmethod
+    def recommended(cls, said: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that a ``generation_config.json`` names and that lie within our limits."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if said.get("do_sample") else ("repetition_penalty",)
+        wanted = {name: said.get(name) for name in names} | {"max_tokens": said.get("max_new_tokens")}
+        found: dict[str, Any] = {}
+        for name, value in wanted.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                try:
+                    cls.model_validate({name: value})
+                except ValidationError:
+                    continue  # outside of what can be meant: our own default stands
+                found[name] = value
+        return found
 
     def in_order(self) -> list[Rule]:
         """The rules that change something, in the order in which they are applied."""
@@ -86,11 +101,12 @@ class ChatModel:
     """A model that answers. Messages are `Message` or ``{"role", "content"}``; their history is the caller's.
 
     Control tokens other than those that end a turn are never drawn. Where the history does not fit into the context, the system
-    message and the newest turns are kept, and the events say how many were forgotten.
+    message and the newest turns are kept, and the events say how many were forgotten. `sampling` is used where none is asked for.
     """
 
-    def __init__(self, model: LanguageModel, template: Template) -> None:
+    def __init__(self, model: LanguageModel, template: Template, sampling: Sampling | None = None) -> None:
         self.model, self.template, self.tokenizer = model.eval(), template, template.tokenizer
+        self.sampling = sampling or Sampling()
         self.context = model.family.context_length()
         self.ends = frozenset(self.tokenizer.ends)
         self._never = [*self.tokenizer.never, *range(self.tokenizer.vocabulary, model.vocabulary)]
@@ -98,11 +114,15 @@ class ChatModel:
     def reply(self, text_or_messages: str | Messages, **sampling: Any) -> str:
         """The answer to a text, or to messages; keywords are the settings of `Sampling`."""
         messages = [Message("user", text_or_messages)] if isinstance(text_or_messages, str) else text_or_messages
-        return self.replies([messages], validate(Sampling, sampling))[0].text
+        return self.replies([messages], self.sampled(sampling))[0].text
+
+    def sampled(self, settings: Mapping[str, Any]) -> Sampling:
+        """The usual sampling with some settings of it changed."""
+        return validate(Sampling, {**self.sampling.model_dump(exclude={"rules"}), "rules": self.sampling.rules, **settings})
 
     def stream(self, messages: Messages, sampling: Sampling | None = None) -> Iterator[ReplyEvent]:
         """The reply as it is drawn: an event for each token, and a last one with the reason why it ended."""
-        sampling = sampling or Sampling()
+        sampling = sampling or self.sampling
         prompt, forgotten = self._fitted(messages, sampling)
         text = self.tokenizer.stream()
         reason = "length"
@@ -115,7 +135,7 @@ class ChatModel:
 
     def replies(self, many: Sequence[Messages], sampling: Sampling | None = None) -> list[Reply]:
         """A reply to each of many conversations, in their order; decoded side by side, prompts of like length together."""
-        sampling = sampling or Sampling()
+        sampling = sampling or self.sampling
         prompts = [self._fitted(messages, sampling) for messages in many]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number][0]))
         drawn: list[list[int]] = [[] for _ in prompts]

@@ -41,6 +41,8 @@ def described(path: Path) -> tuple[Family, int]:
         from chattune.models import checkpoint
 
         return checkpoint.described(path)
-    from chattune.models.gguf import described_by
+    from chattune.core.gguf import read_gguf
+    from chattune.models import gguf
 
-    return described_by(path)
+    family, vocabulary, *_ = gguf._described(read_gguf(path))
+    return family, vocabulary
