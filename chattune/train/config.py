@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from chattune.core.part import Settings, part_list, setting
+from chattune.core.part import Settings, choose, part_list, setting
+from chattune.models.adapters import Adapter
 from chattune.tokens.batchers import Batcher
 from chattune.tokens.batchers.packed import Packed
 from chattune.train.objectives import Objective
@@ -18,6 +20,28 @@ from chattune.train.regularizers import Regularizer
 from chattune.train.schedules import Schedule
 from chattune.train.schedules.warmup_stable_decay import WarmupStableDecay
 from chattune.train.stoppers import Stopper
+
+
+class Trial(Settings):
+    """A first, short training; the whole one begins only where it lowered the held-out loss by more than chance explains."""
+
+    fraction: float = setting(
+        0.1, "share of the training dialogs, and of the length, that the trial gets", above=0.0, below=1.0, search=(0.05, 0.3)
+    )
+    dialogs: int | None = setting(None, "validation dialogs that are compared, evenly spaced; none: all", low=2, high=1 << 30)
+
+
+class Limits(Settings):
+    """What a training may take; one that would take more, by a short measurement, is refused before it begins."""
+
+    memory: float | None = setting(None, "memory of the process, in GiB", above=0.0, high=1e6)
+    minutes: float | None = setting(None, "wall time of the loop", above=0.0, high=1e7)
+    disk: float | None = setting(None, "checkpoints, weights and tokens, in GiB", above=0.0, high=1e6)
+    reply_speed: float | None = setting(None, "tokens a second that a single reply must reach on this machine", above=0.0, high=1e9)
+
+    @property
+    def any(self) -> bool:
+        return any(getattr(self, name) is not None for name in type(self).model_fields)
 
 
 class TrainConfig(Settings):
@@ -35,7 +59,11 @@ class TrainConfig(Settings):
     schedule: Schedule = WarmupStableDecay()
     regularizers: tuple[Regularizer, ...] = ()
     stopper: Stopper | None = None
+    adapter: Adapter | None = setting(None, "few new weights that learn instead of the model's own; needs a model to start from")
+    freeze: tuple[str, ...] = setting((), "parameters that do not learn, by name or pattern (embedding, blocks.0, *norm)")
+    trial: Trial | None = setting(None, "first train on a share of the dialogs, and go on only where that helped")
     batcher: Batcher = Packed()
+    context: int | None = setting(None, "tokens of the longest window to learn from; none: the model's context", low=8, high=1 << 20)
     truncation: Literal["split", "left", "right", "middle"] = setting("split", "what to do with dialogs longer than the context")
     clip: float = setting(1.0, "largest 2-norm of the whole gradient; 0: no clipping", low=0.0, high=1e6, search=(0.25, 4.0))
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "numbers of forward and backward; auto: the faster, measured")
@@ -51,7 +79,29 @@ class TrainConfig(Settings):
     save_steps: int | None = setting(None, "steps between checkpoints, instead of the time", low=1, high=1 << 30)
     keep_last: int = setting(2, "newest checkpoints kept while training", low=2, high=1000)
     on_save_error: Literal["stop", "warn"] = setting("stop", "when a checkpoint cannot be written: stop, or warn and go on")
+    limits: Limits = setting(Limits(), "refuse before it begins what would take more than this")
     prompts: tuple[str, ...] = setting((), "answered before, half-way and after, to be looked at")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adamw_for_an_adapter(cls, data: Any) -> Any:
+        """The thin matrices of an adapter want AdamW, at the rate that the adapter recommends, unless told otherwise."""
+        if not isinstance(data, Mapping) or data.get("adapter") is None:
+            return data
+        try:
+            adapter = choose(Adapter, data["adapter"])
+        except (PydanticCustomError, ValidationError):
+            return data  # told by its own field
+        optimizer = data.get("optimizer", {})
+        if isinstance(optimizer, Mapping) and optimizer.get("name", "adamw") == "adamw":
+            given = {key: value for key, value in optimizer.items() if key != "lr" or value is not None}
+            return {**data, "optimizer": {"name": "adamw", "lr": adapter.rate, **given}}
+        return data
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _patterns(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("regularizers", mode="before")
     @classmethod

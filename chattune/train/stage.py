@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chattune.core import processes
+from chattune.core import files, processes
+from chattune.core.errors import TrialError
 from chattune.core.progress import Progress, talk
 from chattune.core.record import Record, Unrecorded
 from chattune.core.stage import STATE, keep_summary, question_of, stage, versions
@@ -13,7 +18,9 @@ from chattune.models.checkpoint import Checkpoint
 from chattune.models.families import Family
 from chattune.models.families.gpt import GPT
 from chattune.tokens.token_set import TokenSet
+from chattune.train import trial as gate
 from chattune.train.config import TrainConfig
+from chattune.train.trial import RECORD
 
 if TYPE_CHECKING:
     from chattune.evaluate.loss import SplitLoss
@@ -41,6 +48,11 @@ def train(
     out: Path,
 ) -> Checkpoint:
     """Train `model` on the training split of `tokens`, from fresh weights or from those of `start`; resumes what `out` holds."""
+    _refuse_without_start(config, start)
+    if config.limits.any and us.first and not any((out / STATE).glob("*")):
+        from chattune.train.estimate import refuse_over_limits, within
+
+        refuse_over_limits(within(config, model, seed, tokens, start), config)
     if config.processes > 1 and not processes.launched():
         from chattune.train.launch import launch
 
@@ -49,76 +61,171 @@ def train(
     import torch
 
     from chattune.train import device as computing
-    from chattune.train import interrupt, loop, state, world
+    from chattune.train import world
 
     torch.set_num_threads(config.threads or max(1, len(_cores()) // processes.beside()))
     us = world.World.join()
     where = computing.pick_device()
     torch.use_deterministic_algorithms(where == "cpu")  # the promise of equal bits is for processors; CUDA lacks some of these kernels
-    master = _fresh(model, tokens, seed, start).to(where)
-    for method in config.regularizers:
-        method.edit(master)
-    order = _order(config, model, tokens, seed)
-    folder = out / STATE
-    folder.mkdir(exist_ok=True)
-    snapshots = state.Snapshots(
-        folder, config.keep_last, configuration=question_of(out)["config"], data=tokens.digest, versions=versions(),
-        on_save_error=config.on_save_error,
-    )
-    snapshot = _newest(snapshots, us, folder / ALLOW_CHANGES)
-    budget = _budget(config, order.batches_per_epoch)
-    choice, why = _choice(snapshot, master, order, config, budget, us)
-    together = f", {us.size} processes ({config.parallel})" if us.size > 1 else ""
-    talk().print(f"computing on {choice}{together}  ({why})", markup=False)
-    division = _divided(config, master, choice, us)
-    worker = division.worker
-    training = loop.Training(config, division, order, budget, seed, device=where)
-    training.state.choice = {"precision": choice.precision, "compile": choice.compile}
-    record, samples = (Record(out / name) if us.first else Unrecorded() for name in ("metrics.jsonl", "samples.jsonl"))
-    if snapshot is not None:
-        training.restore(snapshot)
-        talk().print(f"resuming after step {snapshot.step}", markup=False)
-    record.rewind(training.state.step)
-    samples.rewind(training.state.step)
-    if choice.compile:
-        worker.model.hidden = computing.compiled(worker.model)  # type: ignore[method-assign]
-    worker.model.train()
-
-    answers = _Answers(training, tokens, config, seed, samples)
-    if snapshot is None:
-        answers("before")
-    bar = Progress("train", budget.total(0, 0.0), start=training.state.step)
-    bar.open()
-    try:
-        with interrupt.listening() as asked:
-            look = _Look(tokens, model.context_length(), config, world.World() if division.lockstep else us)
-            around = loop.Surroundings(record, snapshots, asked, bar, out.name, look, lambda: answers("half-way"))
-            reason = loop.fit(training, around)
-    finally:
-        bar.close()
-    _finish(training, tokens, out, answers, choice, reason)
+    begun = _Begun(config, model, seed, tokens, start, out, where, us)
+    tried = _tried(begun) if config.trial else None
+    session = _Session(begun, 1.0, out / STATE)
+    talk().print(_learning(config, session.training.worker.master), markup=False)
+    reason = session.fit()
+    _finish(session, reason, tried)
     return Checkpoint(out)
 
 
-def _finish(training: Training, tokens: TokenSet, out: Path, answers: _Answers, choice: Choice, reason: str) -> None:
-    """Answer the prompts once more with the weights to keep, write the Hugging Face directory and the summary."""
+@dataclass(frozen=True)
+class _Begun:
+    """What was asked, where it is computed, and with whom."""
+
+    config: TrainConfig
+    model: Family
+    seed: int
+    tokens: TokenSet
+    start: Checkpoint | None
+    out: Path
+    where: str
+    us: World
+
+    def master(self) -> LanguageModel:
+        """The model as training begins with it: its weights, its adapter, what is frozen, what regularizers edit."""
+        from chattune.models.freezing import freeze
+
+        master = _fresh(self.model, self.tokens, self.seed, self.start)
+        if self.config.adapter:
+            self.config.adapter.attach(master, self.seed)
+        if self.config.freeze:
+            freeze(master, self.config.freeze)
+        for method in self.config.regularizers:
+            method.edit(master)
+        return master.to(self.where)
+
+    def look(self, model: LanguageModel, world: World) -> _Look:
+        return _Look(self.tokens, _context(self.config, model), self.config, world)
+
+
+class _Session:
+    """One training from its start, or from where it was interrupted, to its end: the whole, or a trial on a share of the dialogs."""
+
+    def __init__(self, begun: _Begun, share: float, folder: Path) -> None:
+        from chattune.train import device as computing
+        from chattune.train import loop, state
+
+        config, us, out = begun.config, begun.us, begun.out
+        self.begun, self.trial = begun, share < 1.0
+        master = begun.master()
+        order = _order(config, master, begun.tokens, begun.seed, share)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.snapshots = state.Snapshots(
+            folder, config.keep_last, configuration=question_of(out)["config"], data=begun.tokens.digest, versions=versions(),
+            on_save_error=config.on_save_error,
+        )
+        snapshot = _newest(self.snapshots, us, out / STATE / ALLOW_CHANGES)
+        budget = _budget(config, order.batches_per_epoch, share)
+        self.choice, why = _choice(snapshot, master, order, config, budget, us)
+        together = f", {us.size} processes ({config.parallel})" if us.size > 1 else ""
+        talk().print(f"computing on {self.choice}{together}  ({why})", markup=False)
+        division = _divided(config, master, self.choice, us)
+        self.training = training = loop.Training(config, division, order, budget, begun.seed, device=begun.where)
+        training.state.choice = {"precision": self.choice.precision, "compile": self.choice.compile}
+        names = (RECORD, "trial-samples.jsonl") if self.trial else ("metrics.jsonl", "samples.jsonl")
+        self.record, samples = (Record(out / name) if us.first else Unrecorded() for name in names)
+        if snapshot is not None:
+            training.restore(snapshot)
+            talk().print(f"resuming after step {snapshot.step}", markup=False)
+        self.record.rewind(training.state.step)
+        samples.rewind(training.state.step)
+        worker = division.worker
+        if self.choice.compile:
+            worker.model.hidden = computing.compiled(worker.model)  # type: ignore[method-assign]
+        worker.model.train()
+        self.answers = _Answers(training, begun.tokens, () if self.trial else config.prompts, begun.seed, samples)
+        if snapshot is None:
+            self.answers("before")
+
+    def fit(self) -> str:
+        """To the end; the reason it ended."""
+        from chattune.train import interrupt, loop, world
+
+        begun, training = self.begun, self.training
+        bar = Progress("trial" if self.trial else "train", training.budget.total(0, 0.0), start=training.state.step)
+        bar.open()
+        try:
+            with interrupt.listening() as asked:
+                alone = world.World() if training.division.lockstep else begun.us
+                look = begun.look(training.worker.master, alone)
+                half_way = lambda: self.answers("half-way")  # noqa: E731
+                around = loop.Surroundings(self.record, self.snapshots, asked, bar, begun.out.name, look, half_way)
+                return loop.fit(training, around)
+        finally:
+            bar.close()
+
+
+def _tried(begun: _Begun) -> dict[str, Any]:
+    """Train on a share of the dialogs and judge it, once; `TrialError` where that did not help."""
+    trial, out, us = begun.config.trial, begun.out, begun.us
+    assert trial is not None
+    found = gate.known(out) if us.first else None
+    (finished,) = us.same(float(found is not None))
+    if not finished:
+        talk().print(f"trial  {trial.fraction:.0%} of the dialogs first", markup=False)
+        session = _Session(begun, trial.fraction, out / STATE / gate.STATE)
+        session.fit()
+        after = session.training.kept()
+        if after is not None:
+            found = _judged(begun, after)
+            files.write_json(out / gate.FILE, found)
+    (passed,) = us.same(float(found["passed"]) if found else 0.0)
+    found = found or {"passed": bool(passed)}
+    if us.first:
+        talk().print(f"trial  {gate.said(found)}: {'passed' if passed else 'not passed'}", markup=False)
+        gate.require_passed(found, out)
+    if not passed:
+        raise TrialError("the trial did not improve the model.", path="train.trial")  # told in full by the first process
+    return found
+
+
+def _judged(begun: _Begun, after: LanguageModel) -> dict[str, Any]:
+    """The held-out loss of the model after the trial beside that of the model to start from."""
+    from chattune.evaluate.loss import split_loss
+
+    assert begun.config.trial is not None
+    validation, lengths = begun.tokens.split("validation"), begun.tokens.tokenizer.byte_lengths
+    context, limit = _context(begun.config, after), begun.config.trial.dialogs
+    tried = split_loss(after.float(), validation, lengths, context=context, limit=limit)
+    before = split_loss(_fresh(begun.model, begun.tokens, begun.seed, begun.start), validation, lengths, context=context, limit=limit)
+    return {"fraction": begun.config.trial.fraction, **gate.verdict(before, tried, begun.seed)}
+
+
+def _finish(session: _Session, reason: str, tried: dict[str, Any] | None) -> None:
+    """Answer the prompts once more with the weights to keep, write the Hugging Face directory, the adapter and the summary."""
     from chattune.models.checkpoint import save_model
     from chattune.train.device import peak_memory
 
-    state, model = training.state, training.kept()
+    training, choice, begun = session.training, session.choice, session.begun
+    state, model, adapter = training.state, training.kept(), begun.config.adapter
     if model is None:
         return  # the first process writes
     model.after_training(training.order.epoch_of_batches)
-    answers("after", model.eval())
+    session.answers("after", model.eval())
     kept = state.best or {"step": state.step, "loss": state.history[-1]["loss"]}
-    save_model(model.float().cpu(), tokens.path, out, _card(training, choice, kept))
+    learned, card = sum(p.numel() for p in training.parameters), _card(training, choice, kept)
+    model = model.float().cpu()
+    if adapter:
+        from chattune.models.adapters._files import FOLDER, write_adapter
+
+        write_adapter(adapter, model, begun.out / FOLDER)
+        adapter.merge(model) if adapter.merges else adapter.detach(model)
+    save_model(model, begun.tokens.path, begun.out, card, adapter=None if adapter is None or adapter.merges else adapter)
     keep_summary(
-        out,
+        begun.out,
         {
-            "parameters": sum(p.numel() for p in training.parameters), "steps": state.step, "tokens": state.tokens,
+            "parameters": sum(p.numel() for p in model.parameters()), "learned": learned, "steps": state.step, "tokens": state.tokens,
             "train_seconds": round(state.seconds, 1), "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9)),
             "validation_loss": kept["loss"], "kept_step": kept["step"], "stopped": reason, "computed": str(choice),
-            "memory_bytes": peak_memory(),
+            "memory_bytes": peak_memory(), **({"trial": tried} if tried else {}),
         },
     )  # fmt: skip
 
@@ -163,8 +270,8 @@ class _Look:
 class _Answers:
     """Answers the recipe's prompts with the weights of the moment and keeps them for the report."""
 
-    def __init__(self, training: Training, tokens: TokenSet, config: TrainConfig, seed: int, samples: Record) -> None:
-        self.training, self.tokens, self.prompts, self.seed, self.samples = training, tokens, config.prompts, seed, samples
+    def __init__(self, training: Training, tokens: TokenSet, prompts: tuple[str, ...], seed: int, samples: Record) -> None:
+        self.training, self.tokens, self.prompts, self.seed, self.samples = training, tokens, prompts, seed, samples
 
     def __call__(self, when: str, model: LanguageModel | None = None) -> None:
         if not self.prompts:
@@ -193,11 +300,16 @@ def _cores() -> set[int]:
 
 
 def _fresh(model: Family, tokens: TokenSet, seed: int, start: Checkpoint | None) -> LanguageModel:
-    from chattune.core.errors import ArtifactError
+    from chattune.core.errors import ArtifactError, SettingError
 
     vocabulary = tokens.tokenizer.vocabulary
     if start is None:
         return model.build(vocabulary, seed)
+    if start.adapter is not None:
+        raise SettingError(
+            f"has a {start.adapter.name} adapter beside its weights, which cannot be merged.", path=str(start.path),
+            value=start.adapter.name, rule="plain weights to start from", hint="Start from the model that it was trained from.",
+        )
     begun = start.model()
     if begun.vocabulary != vocabulary or start.manifest["outputs"]["tokenizer.json"] != tokens.manifest["outputs"]["tokenizer.json"]:
         raise ArtifactError(
@@ -207,23 +319,63 @@ def _fresh(model: Family, tokens: TokenSet, seed: int, start: Checkpoint | None)
     return begun
 
 
-def _order(config: TrainConfig, model: Family, tokens: TokenSet, seed: int) -> Order:
+def _refuse_without_start(config: TrainConfig, start: Checkpoint | None) -> None:
+    from chattune.core.errors import SettingError
+
+    for name in ("adapter", "trial"):
+        if start is None and (value := getattr(config, name)) is not None:
+            raise SettingError(
+                "needs a model to start from: fresh weights have nothing to keep.", path=f"train.{name}",
+                value=getattr(value, "name", name), rule="a model that was trained before",
+                hint="Bring one with `chattune import`, or name a run with --start.",
+            )
+
+
+def _learning(config: TrainConfig, master: LanguageModel) -> str:
+    """How much learns, by what; and what is frozen, layers of the same name together."""
+    from chattune.models.adapters._nf4 import Packed
+
+    packed = sum(math.prod(module.shape) for module in master.modules() if isinstance(module, Packed))
+    total = sum(p.numel() for p in master.parameters()) + packed
+    learning = sum(p.numel() for p in master.trainable().values())
+    lines = [f"learning  {learning:,} of {total:,} numbers ({learning / total:.1%})"]
+    if config.adapter:
+        lines[0] += f", in {config.adapter.name}, by {config.optimizer.name} at {config.optimizer.lr}"
+    elif learning < total:
+        frozen = Counter(re.sub(r"\.\d+\.", ".*.", name) for name, p in master.named_parameters() if not p.requires_grad)
+        lines.append("frozen    " + "  ".join(name if count == 1 else f"{name} ({count})" for name, count in frozen.items()))
+    return "\n".join(lines)
+
+
+def _context(config: TrainConfig, model: LanguageModel) -> int:
+    """Tokens of the longest window."""
+    return min(model.family.context_length(), config.context or model.family.context_length())
+
+
+def _order(config: TrainConfig, master: LanguageModel, tokens: TokenSet, seed: int, share: float) -> Order:
+    """The windows of the training split; of a random share of its dialogs, for a trial."""
+    from chattune.core.seeds import generator
     from chattune.tokens.order import Order
     from chattune.tokens.windows import windows
 
-    split, context = tokens.split("train"), model.context_length()
+    split, context = tokens.split("train"), _context(config, master)
     cut = windows(split, context, config.truncation)
     lost = {reason: count for reason, count in cut.dropped.items() if count}
+    if share < 1.0:
+        cut = gate.share(cut, share, len(split), generator(seed, "trial"))
     talk().print(f"{len(cut):,} windows of at most {context} tokens" + (f"; cut away: {lost}" if lost else ""), markup=False)
     return Order(split, cut, config.batcher, config.batch_tokens or 16 * context, context, seed)
 
 
-def _budget(config: TrainConfig, batches_per_epoch: int) -> Budget:
+def _budget(config: TrainConfig, batches_per_epoch: int, share: float) -> Budget:
+    """How long; a share of that for a trial. Epochs are already those of its own dialogs."""
     from chattune.train.budget import Budget
 
     if config.minutes is not None:
-        return Budget(seconds=config.minutes * 60)
-    return Budget(steps=config.steps or max(1, round((config.epochs or 1.0) * batches_per_epoch)))
+        return Budget(seconds=config.minutes * 60 * share)
+    if config.steps is not None:
+        return Budget(steps=max(1, round(config.steps * share)))
+    return Budget(steps=max(1, round((config.epochs or 1.0) * batches_per_epoch)))
 
 
 def _newest(snapshots: Snapshots, us: World, allowed: Path) -> Snapshot | None:
