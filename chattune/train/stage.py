@@ -49,7 +49,7 @@ def train(
 ) -> Checkpoint:
     """Train `model` on the training split of `tokens`, from fresh weights or from those of `start`; resumes what `out` holds."""
     _refuse_without_start(config, start)
-    if config.limits.any and us.first and not any((out / STATE).glob("*")):
+    if config.limits.any and processes.first() and not any((out / STATE).glob("*")):
         from chattune.train.estimate import refuse_over_limits, within
 
         refuse_over_limits(within(config, model, seed, tokens, start), config)
