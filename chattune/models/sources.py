@@ -41,9 +41,9 @@ class Source:
         """What the model card, the GGUF file or the package says of its license, as the short word that it uses."""
         if self.package is not None:
             found = metadata.metadata(self.package)
-            said = found.get("License-Expression") or found.get("License")
-            if said and len(said) < 80:
-                return str(said)
+            said = [str(found[key]) for key in ("License-Expression", "License") if key in found]
+            if said and len(said[0]) < 80:
+                return said[0]
         if self.gguf:
             from chattune.core.gguf import read_gguf
 

@@ -352,20 +352,20 @@ def _touches(merge: Any, control: Mapping[str, int]) -> bool:
     return left + right in control or left in control or right in control
 
 
-def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
+def nodes(node: Any) -> Iterator[Mapping[str, Any]]:
     """A normalizer, pre-tokenizer or decoder and, of a sequence, each in it."""
     if isinstance(node, Mapping):
         inner = next((node[key] for key in ("normalizers", "pretokenizers", "decoders") if isinstance(node.get(key), list)), None)
-        yield from ([node] if inner is None else [leaf for item in inner for leaf in _nodes(item)])
+        yield from ([node] if inner is None else [leaf for item in inner for leaf in nodes(item)])
 
 
 def _kind_of(data: Mapping[str, Any], place: str) -> tuple[bool, bool]:
     """Whether tokens are written in byte-level BPE's alphabet, and whether ``▁`` in them stands for a space."""
-    kinds = [node.get("type") for node in _nodes(data.get("decoder"))]
+    kinds = [node.get("type") for node in nodes(data.get("decoder"))]
     spaced = any(
         node.get("type") == "Metaspace"
         or (node.get("type") == "Replace" and SPACE in str(node.get("pattern")) and node.get("content") == " ")
-        for node in _nodes(data.get("decoder"))
+        for node in nodes(data.get("decoder"))
     )
     if "ByteLevel" not in kinds and not spaced:
         raise ArtifactError(
@@ -381,7 +381,7 @@ def _strips_space(data: Mapping[str, Any]) -> bool:
     return any(
         (node.get("type") == "Strip" and node.get("content") == " " and node.get("start") == 1)
         or (node.get("type") == "Metaspace" and node.get("prepend_scheme", "always") != "never" and node.get("add_prefix_space", True))
-        for node in _nodes(data.get("decoder"))
+        for node in nodes(data.get("decoder"))
     )
 
 

@@ -1,0 +1,48 @@
+"""A checkpoint for other programs: a Hugging Face directory, or a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from chattune.core import files
+from chattune.core.errors import ArtifactError
+from chattune.models.checkpoint import CARD, CONFIG, Checkpoint
+from chattune.models.stored import WEIGHTS
+from chattune.tokens.control import GENERATION, TOKENIZER_FILES
+
+_ADAPTER = "adapter"  # the folder of a checkpoint that holds what was trained beside the weights
+
+
+def to_hugging_face(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Copy what transformers reads to the new directory `out`; gives ``path``, ``bytes`` and ``notes``."""
+    config = files.read_json(checkpoint.path / CONFIG)
+    if "model_type" not in config:
+        family = config["chattune"]["family"]["name"]
+        raise ArtifactError(
+            f"is of the family '{family}', which no other library computes.", path=str(checkpoint.path), value=family,
+            rule="a model of the family gpt or hf", hint="Serve it with chattune, or train a gpt.",
+        )
+    notes = []
+    if config.get("chattune", {}).get("adapter"):
+        notes.append("the adapter stands beside the weights; peft puts it on")
+    names = [WEIGHTS, CONFIG, GENERATION, *TOKENIZER_FILES, CARD]
+    with files.new_directory(out) as folder:
+        for name in names:
+            shutil.copyfile(checkpoint.path / name, folder / name)
+        if (checkpoint.path / _ADAPTER).is_dir():
+            shutil.copytree(checkpoint.path / _ADAPTER, folder / _ADAPTER)
+    return {"path": str(out), "bytes": _size(out), "notes": notes}
+
+
+def to_gguf(checkpoint: Checkpoint, out: Path, kind: str) -> dict[str, Any]:
+    """Write one file of numbers of the `kind` (f32, f16, bf16, q8_0); gives ``path``, ``bytes`` and ``notes``."""
+    from chattune.models.gguf import write_gguf
+
+    notes = write_gguf(checkpoint.model(), checkpoint.path, out, kind)
+    return {"path": str(out), "bytes": _size(out), "notes": notes}
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
