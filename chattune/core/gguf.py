@@ -1,4 +1,4 @@
-"""The container of a GGUF file: its metadata and where its tensors lie. Numbers are read by who knows what they mean.
+"""The container of a GGUF file, read and written: its metadata and where its tensors lie. Who knows what numbers mean turns them.
 
 Layout (little-endian): ``GGUF``, version, two counts; metadata as key, type, value; tensors as name, dimensions (the fastest
 first), type, offset; padding; data. Everything is checked against the size of the file before memory is taken, and all that is
@@ -8,12 +8,14 @@ wrong with the tensors is said at once. Source: the GGUF specification of ggml, 
 from __future__ import annotations
 
 import math
+import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from chattune.core import files
 from chattune.core.errors import ArtifactError, CorruptError
 
 # type of a tensor: (its number in the file, numbers in a block, bytes of a block)
@@ -28,7 +30,7 @@ BLOCKS: dict[str, tuple[int, int, int]] = {
 _TYPE_OF = {number: name for name, (number, _, _) in BLOCKS.items()}
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MAGIC = b"GGUF"
+_MAGIC, _VERSION, _ALIGNMENT = b"GGUF", 3, 32
 # Beyond any real file (a vocabulary of 262,144 with its merges), and small enough that a hostile one takes little memory.
 _LARGEST_KEY, _LARGEST_STRING, _MOST_STRINGS, _MOST_ENTRIES = 1 << 12, 1 << 20, 1 << 20, 1 << 16
 
@@ -150,7 +152,8 @@ class _Reader:
                 wrong.append(f"{name!r} lies outside the file" if not offset % alignment else f"{name!r} is not aligned")
             else:
                 found[name] = GgufTensor(name, shape, kind, data + offset, count // block * width)
-        wrong += _overlaps(sorted(found.values(), key=lambda tensor: tensor.start), data, self.size, alignment) if not wrong else []
+        if not wrong:
+            wrong = _overlaps(sorted(found.values(), key=lambda tensor: tensor.start), data, self.size, alignment)
         if wrong:
             raise self.corrupt(_listed(wrong))
         return found
@@ -185,6 +188,70 @@ class _Reader:
         return CorruptError(
             f"{message} (near byte {self.place}).", path=str(self.path), rule="a GGUF file that is whole", hint="Copy the file again."
         )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: `shape` with rows first, `type` a key of `BLOCKS`; `pieces()` gives its bytes, some at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    pieces: Callable[[], Iterable[bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        _, block, width = BLOCKS[self.type]
+        return math.prod(self.shape) // block * width
+
+
+def write_gguf_file(path: Path, metadata: Mapping[str, Any], tensors: Sequence[Entry]) -> None:
+    """A GGUF file of version 3, replaced as a whole. Whole numbers are written as u32 (below 0: i32), others as f32; a list of whole
+    numbers as i32."""
+    header = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
+    header += [_text(key) + _typed(value) for key, value in metadata.items()]
+    offset = 0
+    for tensor in tensors:
+        number = BLOCKS[tensor.type][0]
+        shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        header.append(_text(tensor.name) + shape + struct.pack("<IQ", number, offset))
+        offset = _up(offset + tensor.size, _ALIGNMENT)
+    size = sum(map(len, header))
+    header.append(bytes(-size % _ALIGNMENT))
+    files.require_space(path, size + offset)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with files.telling_space(path):
+            with temporary.open("wb") as file:
+                file.writelines(header)
+                for tensor in tensors:
+                    begun = file.tell()
+                    file.writelines(tensor.pieces())
+                    assert file.tell() - begun == tensor.size, tensor.name
+                    file.write(bytes(-tensor.size % _ALIGNMENT))
+            os.chmod(temporary, 0o644)
+            files.sync(temporary)
+            os.replace(temporary, path)
+            files.sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _typed(value: Any) -> bytes:
+    if isinstance(value, (list, tuple)):
+        kind = _STRING if isinstance(value[0], str) else 6 if isinstance(value[0], float) else 5
+        head = struct.pack("<IIQ", _ARRAY, kind, len(value))
+        return head + (b"".join(map(_text, value)) if kind == _STRING else struct.pack(f"<{len(value)}{_SCALARS[kind]}", *value))
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    kind = 7 if isinstance(value, bool) else 6 if isinstance(value, float) else 4 if value >= 0 else 5
+    return struct.pack(f"<I{_SCALARS[kind]}", kind, value)
 
 
 def _overlaps(tensors: list[GgufTensor], data: int, size: int, alignment: int) -> list[str]:

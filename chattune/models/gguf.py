@@ -7,20 +7,22 @@ at a time, straight into the model's weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chattune.core.errors import ArtifactError, CorruptError
-from chattune.core.gguf import BLOCKS, GgufFile, GgufTensor, read_gguf
-from chattune.models.architectures import Entries, architecture_of, family_of
+from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
+from chattune.core.gguf import BLOCKS, Entry, GgufFile, GgufTensor, read_gguf, write_gguf_file
+from chattune.models.architectures import ARCHITECTURES, Entries, architecture_of, family_of
 from chattune.models.layers import RMSNorm, llama3_speeds, rotary_speeds
 from chattune.models.stored import Description, differences, refuse
+from chattune.tokens.gguf_metadata import gguf_metadata
 
 if TYPE_CHECKING:
     from chattune.models.families._gpt import GPTModel
@@ -65,6 +67,182 @@ def read_gguf_model(path: Path) -> tuple[LanguageModel, Description]:
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     architecture = str(file.metadata["general.architecture"])
     return model.eval(), Description("GGUF file", architecture, counts, tuple(ignored), tuple(notes))
+
+
+Type = Literal["F32", "F16", "BF16", "Q8_0"]
+_FILE_TYPES: dict[Type, int] = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}
+
+
+def write_gguf(model: LanguageModel, tokenizer_from: Path, path: Path, kind: Type = "F16", name: str = "chattune") -> list[str]:
+    """Write `model` with the tokenizer and template of a folder as a GGUF file that llama.cpp runs; gives what its reader has to know.
+
+    `kind`: the numbers of the matrices; vectors and learned positions are F32. `ArtifactError` for a model that llama.cpp has no
+    architecture for, by what it would have to be; `DivergenceError` where a number does not fit into `kind`. Takes memory for some
+    rows of one tensor.
+    """
+    gpt, architecture = _writable(model)
+    family, notes = gpt.family, list[str]()
+    tokens, more = gguf_metadata(Path(tokenizer_from), model.vocabulary)
+    notes += more
+    metadata = {
+        "general.architecture": architecture, "general.type": "model", "general.name": name, "general.file_type": _FILE_TYPES[kind],
+        "general.quantization_version": 2,
+    } | {f"{architecture}.{key}": value for key, value in _WRITERS[architecture](family).items()}  # fmt: skip
+    metadata[f"{architecture}.vocab_size"] = model.vocabulary
+    if family.window is not None and architecture in ("llama", "qwen2", "qwen3"):
+        assert family.context
+        metadata[f"{architecture}.context_length"] = min(family.context, family.window)
+        notes.append(f"llama.cpp knows no window for {architecture}: beyond {family.window} tokens it would compute something else")
+    tensors = [_entry(gpt, own, piece, kind) for own in gpt.state_dict() for piece in pieces(gpt, own)]
+    if family.rope_scaling is not None and family.rope_scaling.type == "llama3":
+        assert family.head
+        factors = rope_factors(family.head, family.rope_theta, family.rope_scaling)
+        tensors.append(Entry(FACTORS, tuple(factors.shape), "F32", lambda: iter([factors.numpy().astype("<f4").tobytes()])))
+    if rough := [entry.name for entry in tensors if kind == "Q8_0" and entry.type == "F16"]:
+        notes.append(f"{len(rough)} matrices have rows that Q8_0 cannot hold and are F16, such as {rough[0]}")
+    write_gguf_file(Path(path), metadata | tokens, tensors)
+    return notes
+
+
+def _writable(model: LanguageModel) -> tuple[GPTModel, str]:
+    """The model as one of llama.cpp's architectures, or an error that says what stands in the way."""
+    from chattune.models.families._gpt import GPTModel
+
+    if not isinstance(model, GPTModel):
+        raise ArtifactError(
+            f"is of the family {model.family.name}.", path="model", value=model.family.name, rule="a model of the family gpt",
+            hint="llama.cpp runs no such model; export as a Hugging Face directory: --to hf.",
+        )
+    found = architecture_of(model.family)
+    if found is None:
+        nearest, misfits = min(
+            ((each.name, each.misfits(model.family)) for each in ARCHITECTURES.values()), key=lambda entry: len(entry[1])
+        )
+        wrong = [f"it is no {nearest} because of {'; '.join(misfits)}"]
+        architecture = ""
+    else:
+        architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(found.name, found.name)
+        wrong = _unwritable(architecture, model.family)
+    if wrong:
+        raise ArtifactError(
+            f"computes what no architecture of llama.cpp does: {'; '.join(wrong)}.", path="model", value=wrong[0],
+            rule=f"one of {', '.join(_WRITERS)}", hint="Export as a Hugging Face directory: --to hf.",
+        )
+    return model, architecture
+
+
+def _unwritable(architecture: str, family: GPT) -> list[str]:
+    """What llama.cpp fixes for an architecture and transformers leaves open."""
+    assert family.head and family.width and family.heads and family.layers
+    usual = {"gpt2": "gelu_tanh", "gemma2": "geglu_tanh", "gemma3": "geglu_tanh"}.get(architecture, "swiglu")
+    wrong = [] if family.activation == usual else [f"activation {family.activation}, not {usual}"]
+    if architecture in ("qwen3", "gemma2", "gemma3") and family.biases != "none":
+        wrong.append(f"biases {family.biases}")
+    if family.rope_scaling is not None and family.rope_scaling.type == "llama3" and architecture != "llama":
+        wrong.append("rope_scaling llama3")
+    if architecture in ("gemma2", "gemma3"):
+        pattern = 2 if architecture == "gemma2" else 6
+        if any(family.local(layer) != bool((layer + 1) % pattern) for layer in range(family.layers)):
+            wrong.append(f"a window in other layers than all but every {pattern}th")
+        largest = family.layers == (46 if architecture == "gemma2" else 62)
+        scalar = gemma_scalar(largest, {"hidden_size": family.width, "num_attention_heads": family.heads, "head_dim": family.head})
+        if not math.isclose(family.attention_scale or family.head**-0.5, scalar**-0.5, rel_tol=1e-6):
+            wrong.append(f"attention_scale {family.attention_scale}, not 1/√{scalar:.0f}")
+    if architecture == "gemma2" and None in (family.attention_softcap, family.logit_softcap):
+        wrong.append("no soft caps")
+    if architecture == "gemma3" and family.logit_softcap is not None:
+        wrong.append(f"logit_softcap {family.logit_softcap}")
+    return wrong
+
+
+def _entry(model: GPTModel, name: str, piece: Piece, kind: Type) -> Entry:
+    weight, shape = model.get_parameter(name), _shape(model, name, piece)
+    small = len(shape) == 1 or name == "position_embedding.weight"
+    chosen: Type = "F32" if small else "F16" if kind == "Q8_0" and shape[-1] % 32 else kind
+    stored, offset = as_stored(weight.detach(), piece), offset_of(model, name)
+    return Entry(piece.name, shape, chosen, partial(_written, stored, offset, chosen, piece.name))
+
+
+def _written(stored: Tensor, offset: float, kind: Type, name: str) -> Iterator[bytes]:
+    """The bytes of a tensor, some rows at a time."""
+    step = len(stored) if stored.ndim == 1 else max(1, _CHUNK // stored.shape[1:].numel())
+    for first in range(0, len(stored), step):
+        part = stored[first : first + step]
+        numbers = part.to("cpu", torch.float32).reshape(-1, part.shape[-1]) + offset
+        if not float(numbers.abs().max()) <= _LARGEST[kind]:
+            raise DivergenceError(
+                f"holds numbers that {kind} cannot.", path=name, rule=f"finite numbers within ±{_LARGEST[kind]:g}",
+                hint="Choose BF16 or F32." if bool(numbers.isfinite().all()) else None,
+            )
+        yield _ENCODERS[kind](numbers)
+
+
+def _q8_0(x: Tensor) -> bytes:
+    """Blocks of 32: the largest magnitude / 127 as float16, and each number as its nearest multiple (halves away from 0) in 8 bits."""
+    blocks = x.view(-1, 32)
+    step = blocks.abs().amax(1, keepdim=True) / 127
+    scaled = blocks * torch.where(step > 0, 1 / step, 0.0)
+    whole = scaled.trunc() + (2 * (scaled - scaled.trunc())).trunc()
+    joined = np.empty((len(blocks), 34), dtype=np.uint8)
+    joined[:, :2] = step.half().numpy().view(np.uint8)
+    joined[:, 2:] = whole.to(torch.int8).numpy().view(np.uint8)
+    return joined.tobytes()
+
+
+_ENCODERS: dict[Type, Callable[[Tensor], bytes]] = {
+    "F32": lambda x: x.numpy().astype("<f4").tobytes(),
+    "F16": lambda x: x.numpy().astype("<f2").tobytes(),
+    "BF16": lambda x: x.bfloat16().view(torch.int16).numpy().astype("<i2").tobytes(),
+    "Q8_0": _q8_0,
+}
+
+
+# Q8_0: a block's step, the largest number / 127, is a float16.
+_LARGEST: dict[Type, float] = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.3895314e38, "Q8_0": 127 * 65504.0}
+
+
+def _write_common(family: GPT) -> dict[str, Any]:
+    assert family.head
+    return {
+        "block_count": family.layers, "context_length": family.context, "embedding_length": family.width,
+        "feed_forward_length": family.hidden, "attention.head_count": family.heads, "attention.head_count_kv": family.kv_heads,
+    }  # fmt: skip
+
+
+def _write_llama(family: GPT) -> dict[str, Any]:
+    scaling = family.rope_scaling
+    linear: dict[str, Any] = {}
+    if scaling is not None and scaling.type == "linear":
+        linear = {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    return {
+        **_write_common(family), "attention.layer_norm_rms_epsilon": family.norm.epsilon,  # type: ignore[attr-defined]
+        "attention.key_length": family.head, "attention.value_length": family.head, "rope.dimension_count": family.head,
+        "rope.freq_base": family.rope_theta, **linear,
+    }  # fmt: skip
+
+
+def _write_gemma2(family: GPT) -> dict[str, Any]:
+    return {
+        **_write_llama(family), "attention.sliding_window": family.window, "attn_logit_softcapping": family.attention_softcap,
+        "final_logit_softcapping": family.logit_softcap,
+    }  # fmt: skip
+
+
+def _write_gemma3(family: GPT) -> dict[str, Any]:
+    return {
+        **_write_llama(family), "attention.sliding_window": family.window,
+        "rope.freq_base_swa": family.local_rope_theta or family.rope_theta,
+    }  # fmt: skip
+
+
+def _write_gpt2(family: GPT) -> dict[str, Any]:
+    return {**_write_common(family), "attention.layer_norm_epsilon": family.norm.epsilon}  # type: ignore[attr-defined]
+
+
+_WRITERS: dict[str, Callable[[GPT], dict[str, Any]]] = {
+    "llama": _write_llama, "qwen2": _write_llama, "qwen3": _write_llama, "gemma2": _write_gemma2, "gemma3": _write_gemma3,
+    "gpt2": _write_gpt2,
+}  # fmt: skip
 
 
 def pieces(model: GPTModel, name: str) -> list[Piece]:
