@@ -93,7 +93,7 @@ class LanguageModel(nn.Module):
         ``splits`` says, for each parameter, the row counts of the matrices that are stored as one (queries, keys and
         values; gate and up), for optimizers that treat a matrix as a whole; ``()`` where it is a single one.
         """
-        tables = self.tables()
+        tables = self.token_tables()
         found: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "vector": []}
         for name, parameter in self.trainable().items():
             role = "embedding" if name in tables else "matrix" if parameter.ndim >= 2 else "vector"
@@ -107,7 +107,7 @@ class LanguageModel(nn.Module):
             if items
         ]  # fmt: skip
 
-    def tables(self) -> set[str]:
+    def token_tables(self) -> set[str]:
         """Names of the parameters that hold a row for each token: embeddings and the head."""
         return {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)} | {"output.weight"}
 

@@ -158,9 +158,9 @@ class HFModel(LanguageModel):
     def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(tensors), strict=False)  # a tied head is stored once, under the name of the table
 
-    def tables(self) -> set[str]:
+    def token_tables(self) -> set[str]:
         head = self.network.get_output_embeddings()
-        return super().tables() | {f"{name}.weight" for name, module in self.named_modules() if module is head}
+        return super().token_tables() | {f"{name}.weight" for name, module in self.named_modules() if module is head}
 
     def _through(self, ids: Tensor, **more: Any) -> Tensor:
         if "use_cache" in self.takes:
