@@ -19,6 +19,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._heard = False
 
     @property
     def requested(self) -> bool:
@@ -32,9 +33,14 @@ class Interrupt:
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """The handler. A second signal leaves at once: a checkpoint half-written is a leftover, never a wrong checkpoint."""
-        if self.signal is not None:
+        if self.signal is not None and not self._heard:
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self._heard = self.signal or number, False
+
+    def hear(self, number: int) -> None:
+        """A signal came to another process that trains with this one; the same may still be on its way to this one."""
+        if self.signal is None:
+            self.signal, self._heard = number, True
 
 
 @contextlib.contextmanager

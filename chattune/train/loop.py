@@ -295,8 +295,9 @@ def fit(training: Training, around: Surroundings) -> str:
         except DivergenceError as error:
             around.record.append(event="given up", step=state.step, error=str(error))
             raise
-        due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
-        state.seconds, due = _agreed(training.world, around.interrupt, resumed_at + time.monotonic() - clock, due)
+        state.seconds = resumed_at + time.monotonic() - clock
+        if budget.seconds is not None:
+            (state.seconds,) = training.world.same(state.seconds)  # the clock decides how far the run is: one clock for all
         around.record.append(step=state.step, **numbers, tokens=state.tokens, seconds=round(state.seconds, 3))
         done = budget.progress(state.step, state.seconds)
         around.bar.total = budget.total(state.step, state.seconds)
@@ -311,23 +312,24 @@ def fit(training: Training, around: Surroundings) -> str:
                 return reason
         if progress < 0.5 <= done:
             around.half_way()
-        if around.interrupt.requested or due:
+        due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
+        stop, save = _agreed(training.world, around.interrupt, due)
+        if stop or save:
             training.save(around.snapshots)
             since_save = time.monotonic()
-        if around.interrupt.requested:
+        if stop:
             training.world.same()  # nobody leaves before the first process has saved
             raise around.interrupt.stopped(state.step, around.run, saved=state.saved == state.step)
 
 
-def _agreed(world: World, interrupt: Interrupt, seconds: float, due: bool) -> tuple[float, bool]:
-    """The first process' clock and whether it is time to save; a signal that reached any process has reached all."""
+def _agreed(world: World, interrupt: Interrupt, due: bool) -> tuple[bool, bool]:
+    """Whether to stop, since a signal reached any process, and whether the first one finds it time to save; the same on all."""
     if world.size == 1:
-        return seconds, due
-    mine = (seconds, float(due)) if world.first else (0.0, 0.0)
-    seconds, save, signal = world.most(*mine, float(interrupt.signal or 0))
-    if signal and not interrupt.requested:
-        interrupt.receive(int(signal))
-    return seconds, bool(save)
+        return interrupt.requested, due
+    signal, save = world.most(float(interrupt.signal or 0), float(due and world.first))
+    if signal:
+        interrupt.hear(int(signal))
+    return bool(signal), bool(save)
 
 
 def _speed(training: Training) -> float:
