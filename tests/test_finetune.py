@@ -267,3 +267,67 @@ def test_a_four_bit_base_trains_and_gives_plain_weights(base: Result) -> None:
     out = tuned(base, {"adapter": {**LORA, "base": "nf4"}, "optimizer": {"lr": 0.01}, "steps": 12})
     execute(out)
     assert weights(out).keys() == weights(base.run).keys()
+
+
+@pytest.fixture(scope="module")
+def judged(base: Result) -> Path:
+    """The evaluation of a model that was fine-tuned on the base's dialogs, with other conversations as the general ones."""
+    place = base.run.parent.parent / "general.txt"
+    lines = (f"Anna: what is {n} and {n}?\nBot: it is {2 * n}, I think.\n" for n in range(30))
+    place.write_text("\n".join(lines), "utf-8")
+    out = tuned(base, {"adapter": LORA, "optimizer": {"lr": 0.02}, "steps": 30, "keep": "last"})
+    checkpoint = execute(out)
+    stage = load_stage("evaluate")
+    recipe = Recipe.read({"evaluate": {"general": str(place), "general_dialogs": 20, "replies": 2, "baselines": ["most_frequent"]}})
+    dialogs, tokens = load_stage("collect").output.open(base.runs["collect"]), TokenSet.open(base.runs["prepare"])
+    inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}
+    return execute(plan(stage, recipe.of(stage), inputs, Home(base.run.parent))).path
+
+
+@pytest.mark.requirement("R159")
+def test_a_fine_tuned_model_is_judged_beside_its_start_on_its_domain_and_in_general(base: Result, judged: Path) -> None:
+    started = json.loads((judged / "summary.json").read_text())["started"]
+    assert started["start"] == base.run.name
+    for name, dialogs in (("domain", None), ("general", 20)):
+        found = started[name]
+        assert dialogs in (None, found["dialogs"])
+        assert found["difference"]["value"] == pytest.approx(found["after"]["value"] - found["before"]["value"], abs=1e-9)
+        assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
+    assert started["domain"]["difference"]["high"] < 0, "thirty updates on its own dialogs help"
+    assert not started["notes"]
+    page = (judged / "report.html").read_text("utf-8")
+    assert "Against the model it started from" in page
+    assert f"{started['general']['difference']['value']:+.3f}" in page
+
+
+@pytest.mark.requirement("R159")
+def test_the_loss_before_is_that_of_the_model_it_started_from(base: Result, judged: Path) -> None:
+    from chattune.evaluate.judge import usual_overlap
+    from chattune.evaluate.loss import split_loss
+
+    tokens = TokenSet.open(base.runs["prepare"])
+    seen = split_loss(
+        load_model(base.run), tokens.split("test"), tokens.tokenizer.byte_lengths, context=64, overlap=usual_overlap(64)
+    )
+    started = json.loads((judged / "summary.json").read_text())["started"]
+    assert started["domain"]["before"]["value"] == pytest.approx(seen.bits_per_byte, rel=1e-9)
+
+
+@pytest.mark.requirement("R159")
+def test_what_it_learned_from_is_no_measure_of_forgetting(base: Result, judged: Path) -> None:
+    from chattune.evaluate.forgetting import sentences
+
+    stage = load_stage("evaluate")
+    checkpoint = next(Checkpoint.open(run) for run in Home(base.run.parent).runs() if run.name == _judged_run(judged))
+    dialogs, tokens = load_stage("collect").output.open(base.runs["collect"]), TokenSet.open(base.runs["prepare"])
+    own = str(base.run.parent.parent / "window.txt")
+    recipe = Recipe.read({"evaluate": {"general": own, "replies": 0, "baselines": ["most_frequent"]}})
+    inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}
+    report = execute(plan(stage, recipe.of(stage), inputs, Home(base.run.parent)))
+    started = json.loads((report.path / "summary.json").read_text())["started"]
+    assert "general" not in started
+    assert "is what it learned from" in sentences(started)[-1]
+
+
+def _judged_run(report: Path) -> str:
+    return str(json.loads((report / "manifest.json").read_text())["inputs"]["checkpoint"]["run"])

@@ -14,6 +14,7 @@ from chattune.core.progress import Progress, progress
 from chattune.core.seeds import derived
 from chattune.evaluate import bootstrap
 from chattune.evaluate.exchanges import Exchange, chosen, exchanges
+from chattune.evaluate.forgetting import forgetting
 from chattune.evaluate.loss import SplitLoss, split_loss
 from chattune.evaluate.metrics import Item, Metric
 from chattune.evaluate.verdict import verdict
@@ -64,6 +65,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         for name, other in others.items()
     }
     people = _scored([m for m in config.metrics if not m.needs_reference], prompts, [p.reply for p in prompts], seed)[0]
+    started = forgetting(config, seed, talker, dialogs, tokens, checkpoint, loss)
     ngram = others["ngram"].loss if "ngram" in others else None
     difference = _difference(loss, ngram, seed) if ngram is not None else None
     known = dialogs.summary
@@ -73,6 +75,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         "people": people,
         "difference": {"ngram": {"bits_per_byte": difference}} if difference else {},
         "verdict": verdict(metrics, baselines, people, difference),
+        **({"started": started} if started else {}),
         "notes": notes,
         "better": {metric.name: metric.better for metric in config.metrics} | {"bits_per_byte": "lower", "perplexity": "lower"},
         "prompts": {

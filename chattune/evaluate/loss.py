@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
+_POSITIONS = 1 << 14  # tokens of one forward, unless one window has more: models with a long context would else take gigabytes
 _LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
 
 
@@ -94,8 +95,8 @@ def split_loss(
 
     Dialogs longer than `context` are cut into windows; a later window sees `overlap` tokens of the one before without
     scoring them again. A token counts when its weight is above zero, and then once: weights are for training. Windows
-    of like length go through together, at most ``rows * context`` positions a forward. `byte_lengths`: (vocabulary,).
-    The negative log-likelihood is computed in float32 whatever the model's type; the model's mode is left as it was.
+    of like length go through together, at most ``rows * context`` positions a forward and not many thousands.
+    `byte_lengths`: (vocabulary,). The negative log-likelihood is computed in float32 whatever the model's type; the model's mode is left as it was.
     """
     import torch
 
@@ -110,7 +111,8 @@ def split_loss(
     model.eval()
     try:
         with torch.no_grad():  # not inference_mode: tables that a model builds on first use must stay trainable-safe
-            for group in _groups(cut, np.flatnonzero(np.isin(cut.dialog, chosen)), rows * context):
+            together = min(rows * context, max(context, _POSITIONS))
+            for group in _groups(cut, np.flatnonzero(np.isin(cut.dialog, chosen)), together):
                 batch = collate(split, cut, [[window] for window in group], pad=split.control["pad"])
                 scored = batch.weights > 0
                 dialogs = torch.from_numpy(np.asarray(cut.dialog)[group].astype(np.int64))[:, None].expand_as(scored)[scored]

@@ -15,6 +15,7 @@ from chattune.core.config import flatten
 from chattune.core.record import Record
 from chattune.core.stage import hardware, question_of, versions
 from chattune.evaluate.artifact import LOSSES
+from chattune.evaluate.forgetting import sentences
 from chattune.evaluate.verdict import relation, said
 from chattune.generate.terminal import readable
 
@@ -97,6 +98,9 @@ def page(summary: Mapping[str, Any], replies: Sequence[Mapping[str, Any]], facts
         headline={"yes": "Yes", "no": "Not yet", "not sure": "Perhaps"}[summary["verdict"]["answer"]],
         systems=_systems(summary),
         scores=_score_rows(summary),
+        started=_started(summary.get("started")),
+        started_sentences=sentences(summary.get("started")),
+        trial=_tried(facts["training"]["metrics"].get("trial")),
         curves=Markup(drawing) if drawing else None,  # ours: matplotlib escapes what it writes
         described=described(facts["record"]),
         samples=_samples(facts["samples"]),
@@ -163,6 +167,31 @@ def _cell(
         "from": round(100 * (score["low"] - low) / width, 1), "to": round(100 * (score["high"] - low) / width, 1),
         "at": round(100 * (score["value"] - low) / width, 1),
     }  # fmt: skip
+
+
+def _started(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row for the domain and one for the general conversations: before, after and difference."""
+    return [
+        {
+            "name": name, "dialogs": found[name]["dialogs"], "of": found[name]["of"],
+            "cells": [
+                {"value": f"{score['value']:{sign}.3f}", "interval": f"{score['low']:{sign}.3f} – {score['high']:{sign}.3f}"}
+                for score, sign in zip((found[name][key] for key in ("before", "after", "difference")), ("", "", "+"), strict=True)
+            ],
+        }
+        for name in ("domain", "general")
+        if found and name in found
+    ]  # fmt: skip
+
+
+def _tried(found: Mapping[str, Any] | None) -> str:
+    """The trial's figures in one line."""
+    if not found:
+        return ""
+    return (
+        f"held-out loss {found['before']:.4f} → {found['after']:.4f} nats a token, difference {found['difference']:+.4f} "
+        f"[{found['low']:+.4f}, {found['high']:+.4f}] over {found['dialogs']} dialogs"
+    )
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

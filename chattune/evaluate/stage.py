@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
+from chattune.core.files import digest_of
 from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
 from chattune.dialogs.artifact import Dialogs
+from chattune.dialogs.sources import source_files
 from chattune.evaluate.artifact import Report
 from chattune.evaluate.baselines import Baseline
 from chattune.evaluate.metrics import Metric
@@ -46,6 +48,20 @@ class EvaluateConfig(Settings):
     overlap: int | None = setting(
         None, "tokens that a window of a long conversation sees of the one before; none: half the model's context", low=0, high=1 << 20
     )
+    general: tuple[str, ...] | None = setting(
+        None, "for a fine-tuned model, conversations of no domain on which forgetting shows: files, folders or words for what is "
+        "installed; none: chitchat, or chatterbot-chinese for Chinese; []: not measured",
+    )  # fmt: skip
+    general_dialogs: int = setting(200, "of these, at most so many, evenly spaced", low=1, high=1_000_000)
+
+    @field_validator("general", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The bytes of the general conversations, where some are named."""
+        return {file.shown: digest_of(file.path) for file in source_files(self.general)} if self.general else {}
 
 
 @stage
@@ -53,12 +69,15 @@ def evaluate(
     *, config: EvaluateConfig, seed: int = 0, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint, out: Path
 ) -> Report:
     """Judge `checkpoint` on the test split of `dialogs`, beside baselines that learned from the training split."""
+    from chattune.evaluate.forgetting import sentences
     from chattune.evaluate.judge import judge
     from chattune.evaluate.report import write
 
     judged = judge(config, seed, dialogs, tokens, checkpoint)
     keep_summary(out, judged.summary)
     write(judged, config, seed, dialogs, tokens, checkpoint, out)
+    for sentence in sentences(judged.summary.get("started")):
+        talk().print(f"evaluate  {sentence}", markup=False)
     verdict = judged.summary["verdict"]
     talk().print(f"evaluate  worth talking to? {verdict['answer']}. {verdict['text']}", markup=False)
     for reason in verdict["reasons"]:
