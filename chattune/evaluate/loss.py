@@ -96,7 +96,8 @@ def split_loss(
     Dialogs longer than `context` are cut into windows; a later window sees `overlap` tokens of the one before without
     scoring them again. A token counts when its weight is above zero, and then once: weights are for training. Windows
     of like length go through together, at most ``rows * context`` positions a forward and not many thousands.
-    `byte_lengths`: (vocabulary,). The negative log-likelihood is computed in float32 whatever the model's type; the model's mode is left as it was.
+    `byte_lengths`: (vocabulary,). The negative log-likelihood is computed in float32 whatever the model's type; the
+    model's mode is left as it was.
     """
     import torch
 
