@@ -6,8 +6,9 @@ and where their units are `Activation` modules, what enters those is looked at, 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class Advice:
 @dataclass(frozen=True)
 class InitReport:
     """`layers` in the order of the computation; `loss` of the fresh model beside that of guessing evenly, log(vocabulary);
-    `signal_ratio`: last layer over first; `gradient_ratio`: first layer over last. 1 is a perfect start; none: not defined."""
+    `signal_ratio`: last layer over first; `gradient_ratio`: first layer over last, each of the chain of layers where it is farthest
+    from 1, which is a perfect start; none: not defined."""
 
     layers: tuple[LayerLook, ...]
     loss: float
@@ -104,19 +106,18 @@ def look(model: LanguageModel, ids: Tensor) -> InitReport:
     model.set_dropout(0.0)
     model.zero_grad(set_to_none=True)
     try:
-        logits = model(ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss = _loss(model, ids)
         loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()
     looks = tuple(_look_at(name, output, units, net_inputs) for name, output in outputs.items())
-    deep = [one for one in looks if one.name != "embedding"]
-    signal = _ratio(deep[-1].signal, deep[0].signal) if deep else None
-    gradient = _ratio(deep[0].gradient, deep[-1].gradient) if deep else None
+    chains = [chain for chain in _chains(looks) if chain[0].gradient > 0 or not _waits(chain, model)]
     even = math.log(model.vocabulary)
-    warnings = (*_far_start(float(loss.detach()), even), *_warnings(deep, signal, gradient), *_symmetric(model))
+    found = [advice for chain in chains for advice in _warnings(chain)]
+    warnings = (*_far_start(float(loss.detach()), even), *found, *_symmetric(model, ids))
     model.zero_grad(set_to_none=True)
+    signal, gradient = _worst(map(_signal_ratio, chains)), _worst(map(_gradient_ratio, chains))
     return InitReport(looks, float(loss.detach()), even, signal, gradient, warnings)
 
 
@@ -212,8 +213,36 @@ def _look_at(name: str, output: Tensor, units: Mapping[str, Activation], net_inp
     )  # fmt: skip
 
 
+def _chains(looks: tuple[LayerLook, ...]) -> list[list[LayerLook]]:
+    """The layers of each module list, in their order (an encoder's, a decoder's)."""
+    found: dict[str, list[LayerLook]] = {}
+    for one in looks:
+        if one.name != "embedding":
+            found.setdefault(one.name.rpartition(".")[0], []).append(one)
+    return list(found.values())
+
+
+def _waits(chain: list[LayerLook], model: nn.Module) -> bool:
+    """No gradient reaches this chain since the matrices that lead out of it begin at zero; they get one, so that it comes next time."""
+    leading = [weight for weight in model.parameters() if weight.ndim >= 2 and not bool(weight.detach().any())]
+    return all(one.gradient == 0 for one in chain) and any(w.grad is not None and bool(w.grad.any()) for w in leading)
+
+
+def _signal_ratio(chain: list[LayerLook]) -> float | None:
+    return _ratio(chain[-1].signal, chain[0].signal)
+
+
+def _gradient_ratio(chain: list[LayerLook]) -> float | None:
+    return _ratio(chain[0].gradient, chain[-1].gradient)
+
+
 def _ratio(a: float, b: float) -> float | None:
     return a / b if b > 0 and math.isfinite(a) and math.isfinite(b) else None
+
+
+def _worst(ratios: Iterable[float | None]) -> float | None:
+    """The one that is farthest from 1."""
+    return max((r for r in ratios if r is not None), key=lambda r: abs(math.log(r)) if r > 0 else math.inf, default=None)
 
 
 def _far_start(loss: float, even: float) -> Iterator[Advice]:
@@ -224,9 +253,10 @@ def _far_start(loss: float, even: float) -> Iterator[Advice]:
         yield Advice("bad start", f"the loss begins at {loss:.1f}, where an even guess has {even:.1f}.", smaller)
 
 
-def _warnings(layers: list[LayerLook], signal: float | None, gradient: float | None) -> Iterator[Advice]:
-    if not layers or not all(math.isfinite(one.variance + one.gradient) for one in layers):
+def _warnings(layers: list[LayerLook]) -> Iterator[Advice]:
+    if not all(math.isfinite(one.variance + one.gradient) for one in layers):
         return
+    signal, gradient = _signal_ratio(layers), _gradient_ratio(layers)
     first, last = layers[0].name, layers[-1].name
     kept = "Choose a model.init that keeps variances (xavier_uniform for tanh, he for relu), a norm, or residual branches."
     if layers[-1].signal == 0 or (signal is not None and signal < 1 / FAR):
@@ -249,22 +279,44 @@ def _warnings(layers: list[LayerLook], signal: float | None, gradient: float | N
         yield Advice("dead units", text, "Use model.init=he, or a norm before the activation.")
 
 
-def _symmetric(model: LanguageModel) -> Iterator[Advice]:
-    """Units that begin equal and get equal gradients can never differ."""
-    same = []
-    for name, weight in model.named_parameters():
-        if weight.ndim < 2 or len(weight) < 2 or isinstance(_parent(model, name), nn.Embedding):
-            continue
-        rows = weight.detach().flatten(1)
-        if not torch.equal(rows, rows[:1].expand_as(rows)):
-            continue
-        gradient = weight.grad
-        if gradient is None or torch.allclose(gradient, gradient[:1].expand_as(gradient), rtol=1e-4, atol=0.0):
-            same.append(name)
+def _symmetric(model: LanguageModel, ids: Tensor) -> Iterator[Advice]:
+    """Units that begin equal and get equal gradients can never differ: told where some still do not after three steps.
+
+    One step is not enough to know: matrices of zeros that lead out of residual branches keep what stands before them waiting.
+    """
+    if not _equal_rows(model):
+        return
+    tried = copy.deepcopy(model)
+    for _ in range(3):
+        tried.zero_grad(set_to_none=True)
+        _loss(tried, ids).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for weight in tried.parameters():
+                if weight.grad is not None and bool(weight.grad.any()) and bool(weight.grad.isfinite().all()):
+                    weight.sub_(0.01 * weight.grad / weight.grad.square().mean().sqrt())
+    same = _equal_rows(tried)
     if same:
         more = f" and {len(same) - 1} more" if len(same) > 1 else ""
-        text = f"all units of {same[0]}{more} have equal weights and equal gradients, and will stay equal."
+        text = f"all units of {same[0]}{more} have equal weights and get equal gradients, and will stay equal."
         yield Advice("symmetry", text, "Draw fresh weights: model.init=fan_in or xavier_uniform.")
+
+
+def _equal_rows(model: nn.Module) -> list[str]:
+    """Names of the matrices whose units all have the same weights, but for rounding; token tables have rows of another kind."""
+    same = []
+    for name, weight in model.named_parameters():
+        table = name.endswith(".weight") and isinstance(_parent(model, name), nn.Embedding)
+        if weight.ndim < 2 or len(weight) < 2 or table:
+            continue
+        rows = weight.detach().flatten(1)
+        if float((rows - rows[:1]).abs().max()) <= 1e-4 * float(rows.abs().max()):
+            same.append(name)
+    return same
+
+
+def _loss(model: LanguageModel, ids: Tensor) -> Tensor:
+    logits = model(ids[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def _times(ratio: float | None) -> str:
