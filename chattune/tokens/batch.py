@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -40,9 +41,23 @@ class Batch:
         cuts = [first + share * (last - first) // count for share in range(count + 1)]
         return [self._rows(first, last) for first, last in pairwise(cuts) if last > first]
 
+    @cached_property
+    def learned(self) -> Tensor:
+        """Numbers of the positions with a weight above zero, counted through the rows; int64, ascending."""
+        return (self.weights > 0).view(-1).nonzero().squeeze(1)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        return self._map(lambda values: values.to(device, non_blocking=True))
+        moved = self._map(lambda values: values.to(device, non_blocking=True))
+        if moved.weights.device != self.weights.device:
+            # Counted here: on a GPU the number of positions would be known only once it has caught up with the program.
+            there = self.learned.pin_memory() if moved.weights.is_cuda else self.learned
+            moved.__dict__["learned"] = there.to(device, non_blocking=True)
+        return moved
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, which a GPU reads by itself."""
+        return self._map(lambda values: values.pin_memory())
 
     def _rows(self, first: int, last: int) -> Batch:
         return self._map(lambda values: values[first:last])

@@ -68,6 +68,7 @@ class TrainConfig(Settings):
     clip: float = setting(1.0, "largest 2-norm of the whole gradient; 0: no clipping", low=0.0, high=1e6, search=(0.25, 4.0))
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "numbers of forward and backward; auto: the faster, measured")
     compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile; auto: where a long run would win by it, measured")
+    checkpoint_activations: bool = setting(False, "compute each block again in the backward pass: a third more work for less memory")
     threads: int | None = setting(None, "processor threads; none: one a core", low=1, high=1024)
     processes: int = setting(1, "processes that train together, each with a share of the rows; torchrun's wins", low=1, high=1024)
     parallel: Literal["ddp", "fsdp"] = setting("ddp", "on several processes: the whole model on each (ddp), or weights divided (fsdp)")

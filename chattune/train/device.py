@@ -9,15 +9,19 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from chattune.core.errors import SettingError
 from chattune.models.language_model import LanguageModel
 from chattune.train.budget import Budget
 
@@ -74,8 +78,6 @@ class Worker:
 
 def pick_device() -> str:
     """``cuda`` (the local rank's) where there is one, else ``cpu``."""
-    import os
-
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
@@ -133,6 +135,9 @@ def choose_compile(
 
 def compiled(model: LanguageModel) -> Callable[..., Tensor]:
     """`model.hidden`, compiled for the shapes that it meets; what the compiler only remarks on is not shown."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chattune" / "compiled"
+    # Kept between runs, and in the user's own folder: compiled code that came with somebody's runs is never loaded.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     faster: Callable[..., Tensor] = torch.compile(model.hidden, dynamic=False)
@@ -163,6 +168,30 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The layers that compute one after the other and are only ever called: the entries of the model's `blocks`, if it has them."""
     found = getattr(model, "blocks", None)
     return [*found] if isinstance(found, nn.ModuleList) else []
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only the inputs of each block for the backward pass, which computes the rest again, with the same dropout.
+
+    `SettingError` where the model has no blocks. Source: Chen et al. 2016, arXiv:1604.06174.
+    """
+    found = blocks(model)
+    if not found:
+        raise SettingError(
+            f"{type(model).__name__} has no blocks to compute again.", path="train.checkpoint_activations", value=True,
+            rule="a model made of blocks", hint="Set it to false, and train.accumulate higher for less memory.",
+        )
+    for block in found:
+        block.forward = _computed_again(block.forward)
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def again(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+    return again
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:

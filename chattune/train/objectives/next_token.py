@@ -27,7 +27,7 @@ class NextToken(Objective):
         from chattune.train.objectives._cross_entropy import linear_cross_entropy
 
         hidden = model.hidden(batch.inputs, batch.positions, batch.segments)
-        chosen = (batch.weights > 0).view(-1).nonzero().squeeze(1)
+        chosen = batch.learned
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chosen)
         targets, weights = batch.targets.view(-1)[chosen], batch.weights.view(-1)[chosen]
         matrix = model.head_weight()
