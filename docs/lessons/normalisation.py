@@ -238,6 +238,8 @@ def draw(found: Mapping[tuple[str, int], list[Outcome]], path: Path) -> None:
     whole = [(batch, np.mean([one.held_whole for one in found[name, batch]])) for name, batch in found if name == "batch_norm"]
     axes.plot(*zip(*whole, strict=True), "v-.", label="batch norm, whole statistics")
     axes.set_xscale("log", base=2)
+    sizes = sorted({batch for _, batch in found})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("examples in a micro-batch (128 an update)")
     axes.set_ylabel("held-out loss (nats a character)")
     axes.legend(fontsize=8)

@@ -17,6 +17,7 @@ from chattune.core.part import choose
 from chattune.models.families import Family
 from chattune.models.norms import Norm
 from chattune.models.norms._batch_norm import Normalise, take_whole_statistics
+from chattune.tokens.batch import Batch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs" / "lessons"))
 import normalisation as lesson
@@ -272,7 +273,7 @@ def test_batch_norm_worsens_as_micro_batches_shrink_to_two_and_layer_norm_does_n
     for norm in ("batch_norm", "layer_norm"):
         for batch in (2, 64):
             held[norm, batch] = lesson.train(lesson.Run(norm, batch, steps=40), small_talk).held
-    # Layer norm: the same gradients, summed in another order. Batch norm: after 40 of the lesson's 300 updates it costs some tenths of a nat.
+    # Layer norm: the same gradients, summed in another order. Batch norm: some tenths of a nat after 40 of the lesson's 300 updates.
     assert held["layer_norm", 2] == pytest.approx(held["layer_norm", 64], abs=0.02)
     assert held["batch_norm", 2] > held["batch_norm", 64] + 0.1
 
@@ -310,25 +311,39 @@ def test_statistics_survive_saving_and_an_interrupted_training_continues_to_the_
         assert torch.equal(moved["moving"][parameter], moved["whole"][parameter]), "what replaces the batch never touches training"
 
 
+class Always:
+    """An order of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def next(self) -> Batch:
+        return self.batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": 0, "index": 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == self.state_dict()
+
+
 def test_what_batch_norm_remembers_is_saved_and_restored_with_the_weights(tmp_path: Path) -> None:
-    from chattune.tokens.batch import Batch
     from chattune.train.budget import Budget
     from chattune.train.config import TrainConfig
     from chattune.train.device import Worker
-    from chattune.train.estimate import _Same
     from chattune.train.loop import Training
     from chattune.train.state import Snapshots
 
     ids = torch.randint(20, (4, 13), generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(4, 12)
-    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), ones, torch.arange(12).expand(4, 12), torch.zeros(4, 12, dtype=torch.int32))
+    inputs, targets, place = ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), torch.arange(12).expand(4, 12)
+    batch = Batch(inputs, targets, torch.ones(4, 12), place, torch.zeros(4, 12, dtype=torch.int32))
     config = TrainConfig(optimizer={"name": "adamw", "lr": 0.01}, batch_tokens=48)  # type: ignore[arg-type]
 
     def training(precision: str) -> Training:
         model = choose(Family, {"name": "mlp", "layers": 1, "width": 16, "norm": "batch_norm"}).build(20, 0).train()
         worker = Worker(model, precision)  # type: ignore[arg-type]
         worker.model.train()
-        return Training(config, worker, _Same(batch), Budget(steps=8), 0)
+        return Training(config, worker, Always(batch), Budget(steps=8), 0)
 
     def states(one: Training) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in one.worker.master.state_dict().items()}
