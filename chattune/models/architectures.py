@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chattune.core.errors import ArtifactError
+from pydantic import ValidationError
+
+from chattune.core.errors import ArtifactError, CorruptError
 
 if TYPE_CHECKING:
     from chattune.models.families.gpt import GPT
@@ -131,7 +133,14 @@ def family_of(config: Mapping[str, Any], path: str) -> tuple[GPT, list[str]]:
             f"{'; '.join(entries.wrong)}.", path=path, value=entries.wrong[0], rule=f"what chattune's gpt covers of {kind}",
             hint="The family `hf` takes such a model through transformers.",
         )
-    family = GPT(**settings).resolved()
+    try:
+        family = GPT(**settings).resolved()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CorruptError(
+            f"describes no model: {where} is {first.get('input')!r}: {first['msg']}.", path=path, value=where, rule="settings of a model"
+        ) from None
     found = architecture_of(family)
     if found is None or found.name != kind:
         family = family.changed(saved_as=kind).resolved()

@@ -92,6 +92,7 @@ def write_gguf(model: LanguageModel, tokenizer_from: Path, path: Path, kind: Typ
     if family.window is not None and architecture in ("llama", "qwen2", "qwen3"):
         assert family.context
         metadata[f"{architecture}.context_length"] = min(family.context, family.window)
+        metadata |= {"llama.attention.sliding_window": family.window} if architecture == "llama" else {}
         notes.append(f"llama.cpp knows no window for {architecture}: beyond {family.window} tokens it would compute something else")
     tensors = [_entry(gpt, own, piece, kind) for own in gpt.state_dict() for piece in pieces(gpt, own)]
     if family.rope_scaling is not None and family.rope_scaling.type == "llama3":

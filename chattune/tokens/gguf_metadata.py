@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from chattune.core import files
 from chattune.core.errors import ArtifactError
 from chattune.tokens._gguf import _COMPOSED, _SPLITS
-from chattune.tokens.control import CHAT_TEMPLATE, GENERATION, TOKENIZER, TOKENIZER_CONFIG
+from chattune.tokens.control import CHAT_TEMPLATE, GENERATION, MARK, TOKENIZER, TOKENIZER_CONFIG
+from chattune.tokens.template import JINJA
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
 # llama.cpp's names for ways to split texts before merging, the usual ones first; each stands for all that split as it does.
@@ -57,6 +59,8 @@ def gguf_metadata(folder: Path, rows: int) -> tuple[dict[str, Any], list[str]]:
     template = _template(folder, config)
     if template is not None:
         found["tokenizer.chat_template"] = template
+        if MARK in template:
+            notes.append("a message that holds '<|' reaches the model with a mark in between, which only chattune takes out again")
     return found, notes
 
 
@@ -150,7 +154,11 @@ def _ids(config: Mapping[str, Any], generation: Mapping[str, Any], tokens: list[
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / CHAT_TEMPLATE
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    value = config.get("chat_template")
-    return value if isinstance(value, str) else None
+    value = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if not isinstance(value, str):
+        return None
+    if value == JINJA:  # whose only escapes are those of the mark; llama.cpp knows none in Unicode
+        value = value.replace(f"\\u{ord(MARK):04x}", MARK)
+    # llama.cpp does not know the block by which transformers finds what the assistant says; "if true" keeps its white space.
+    value = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", value)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", value)
