@@ -210,13 +210,14 @@ def export(
     `out` already is never written over. Every file of the run is compared with its digest first.
     """
     from chattune.models.checkpoint import Checkpoint
+    from chattune.models.export import to_gguf, to_hugging_face
 
     checkpoint = Checkpoint.open(checkpoint_of(Home(Path(home)).find(run)))
     out = out if out is not None else Path(f"{Path(os.fspath(run)).name}-hf" if to == "hf" else f"{Path(os.fspath(run)).name}.gguf")
     if out.exists() and not (to == "hf" and out.is_dir() and not any(out.iterdir())):
         raise ArtifactError("is there already.", path=str(out), rule="a new place", hint="Give another one with --out.")
     checkpoint.verify()
-    return checkpoint.to_hugging_face(out) if to == "hf" else checkpoint.to_gguf(out, kind or "bf16")
+    return to_hugging_face(checkpoint, out) if to == "hf" else to_gguf(checkpoint, out, kind or "bf16")
 
 
 def usual_sampling(checkpoint: Path) -> Sampling:
@@ -239,6 +240,16 @@ def checkpoint_of(address: Path) -> Path:
         f"is a {question_of(address)['stage']} run and holds no model.", path=str(address), rule="a train or evaluate run",
         hint=f"Trained from it: {', '.join(later[:3])}." if later else f"Train one with `chattune train {address.name}`.",
     )
+
+
+def tokens_of(address: Path) -> Path:
+    """The prepare run that `address` is."""
+    if question_of(address)["stage"] != "prepare":
+        raise ArtifactError(
+            f"is a {question_of(address)['stage']} run and holds no tokens.", path=str(address), rule="a prepare run",
+            hint="Prepare conversations with `chattune prepare`; see `chattune runs`.",
+        )
+    return address
 
 
 def lineage(address: Path) -> list[Path]:
@@ -395,16 +406,20 @@ def recipe_file(reference: str | os.PathLike[str]) -> Path:
     )
 
 
-def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs") -> dict[str, Any]:
-    """What training by the recipe would cost: parameters, tokens, steps, seconds, bytes of memory and disk. Writes nothing.
+def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs", *, tokens: Path | None = None) -> dict[str, Any]:
+    """What training by the recipe would cost, as `chattune.train.estimate` tells it. Writes nothing.
 
-    `home`: where finished runs are looked for; with them the number of tokens is known instead of guessed from the sources.
+    `home`: where finished runs are looked for; with them the tokens are known instead of guessed from the sources; `tokens`: a
+    prepare run, where the training is not part of the recipe's story.
     """
-    from chattune.train.estimate import BYTES_PER_TOKEN, estimate
+    from chattune.tokens.token_set import TokenSet
+    from chattune.train.estimate import BYTES_PER_TOKEN, estimate, estimate_on
 
-    known = _known_tokens(recipe, Home(Path(home)))
-    guessed = None if known else int(_text_bytes(recipe.sections["collect"]) * recipe.sections["collect"].splits[0] / BYTES_PER_TOKEN)
-    return {**estimate(recipe.sections, known or guessed), "training_tokens_are": "counted" if known else "guessed"}
+    known = TokenSet.open(tokens) if tokens else prepared(recipe, Home(Path(home)))
+    if known is not None:
+        return {**estimate_on(known, recipe.sections), "training_tokens_are": "counted"}
+    guessed = int(_text_bytes(recipe.sections["collect"]) * recipe.sections["collect"].splits[0] / BYTES_PER_TOKEN)
+    return {**estimate(recipe.sections, guessed, vocabulary=planned_vocabulary(recipe)), "training_tokens_are": "guessed"}
 
 
 def planned_vocabulary(recipe: Recipe) -> int:
@@ -520,12 +535,6 @@ def _derive_from(start: Path, sections: Mapping[str, Any], given: Any) -> tuple[
 
 def _plain(value: Any) -> Any:
     return value.dump() if isinstance(value, Part) else value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _known_tokens(recipe: Recipe, home: Home) -> int | None:
-    """Training tokens of the recipe, where its collect and prepare runs are finished."""
-    tokens = prepared(recipe, home)
-    return None if tokens is None else int(tokens.manifest["metrics"]["token_set"]["train"]["tokens"])
 
 
 def prepared(recipe: Recipe, home: Home) -> TokenSet | None:

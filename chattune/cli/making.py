@@ -159,7 +159,7 @@ def train(
     """
     if dry_run:
         begun = None if start is None else story.checkpoint_of(Home(common.home).find(start))
-        return _forecast(story.Recipe.read(recipe or {}, overrides, begun), common)
+        return _forecast(story.Recipe.read(recipe or {}, overrides, begun), common, story.tokens_of(Home(common.home).find(tokens)))
     return _one("train", [tokens], overrides, recipe, name, common, start=start)
 
 
@@ -272,19 +272,30 @@ def _one(
     return Answer(evaluation_card(told), told)
 
 
-def _forecast(recipe: story.Recipe, common: Common) -> Answer:
+def _forecast(recipe: story.Recipe, common: Common, tokens: Path | None = None) -> Answer:
+    from chattune.train.estimate import advice, refuse_over_limits
+
     story.say_derived(recipe)
-    data = story.forecast(recipe, common.home)
+    data = story.forecast(recipe, common.home, tokens=tokens)
+    refuse_over_limits(data, recipe.sections["train"])
     free = shutil.disk_usage(next(p for p in (common.home, *common.home.absolute().parents) if p.exists())).free
     rows = [
-        ("parameters", number(data["parameters"])),
+        ("parameters", _parameters(data)),
+        ("operations", f"{number(data['operations_per_token'])} a token forward, {data['operations']:.3g} for the training"),
         ("training tokens", f"{number(data['training_tokens'])} ({data['training_tokens_are']})"),
         ("steps", f"{number(data['steps'])}, which see {number(data['tokens'])} tokens"),
-        ("time", f"{duration(data['seconds'])} of training, measured with a few updates on this machine"),
+        ("time", f"{duration(data['seconds'])} at {number(data['tokens_per_second'])} tokens/s, measured here with a few updates"),
+        ("replies", f"{data['reply_tokens_per_second']:.4g} tokens/s, one at a time"),
         ("memory", files.size(data["memory_bytes"])),
         ("disk", f"{files.size(data['disk_bytes'])} of {files.size(free)} that are free"),
     ]
-    return Answer(table(rows), {**data, "disk_free_bytes": free})
+    said = advice(data)
+    return Answer("\n".join([table(rows), "", *said]), {**data, "disk_free_bytes": free, "advice": said})
+
+
+def _parameters(data: Mapping[str, Any]) -> str:
+    trained = "" if data["trained"] == data["parameters"] else f", {number(data['trained'])} of them trained"
+    return f"{number(data['parameters'])}{trained} (vocabulary {number(data['vocabulary'])})"
 
 
 def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[str]]:

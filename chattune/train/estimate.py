@@ -1,54 +1,139 @@
-"""What a run would cost, before it starts: parameters, tokens, steps, time, memory, disk.
+"""What a run would cost, before it starts: parameters, operations, tokens, steps, time, memory, disk; and whether its size suits.
 
-Time is not modelled: the machine is asked. A few real updates of the recipe's own model on random tokens tell the speed.
+Time and memory are not modelled: a child process does a few real updates (`measure`) and tells.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chattune.models.families import Family
+from chattune.core.errors import SettingError
+from chattune.core.files import size
+from chattune.core.progress import duration
 from chattune.train.config import TrainConfig
+from chattune.train.measure import measured
 
 if TYPE_CHECKING:
-    from chattune.tokens.batch import Batch
+    from chattune.tokens.token_set import TokenSet
 
 BYTES_PER_TOKEN = 3.5  # of a byte-level BPE of a few thousand tokens on English chat; measured 3.2 to 3.8 (vocabulary 2048 to 8192)
-_LEFT_OUT = 1.06  # evaluations, samples and checkpoints, as a share of the updates
+BACKWARD = 3  # a training step's operations over those of its forward pass: one for the loss, two for the gradients
+SUITED = 20  # tokens a parameter
+REPEATED = 4  # passes over the same text
 
 
-def estimate(sections: Mapping[str, Any], tokens: int | None = None) -> dict[str, Any]:
+def estimate(
+    sections: Mapping[str, Any], tokens: int | None = None, *, vocabulary: int = 4096, token_set: Path | None = None
+) -> dict[str, Any]:
     """The cost of the recipe's training.
 
     `sections`: resolved settings by name; `tokens`: training tokens where they are known, else guessed from the size of the
-    sources. Gives ``parameters``, ``training_tokens``, ``tokens`` (seen over the run), ``steps``, ``seconds``,
-    ``memory_bytes`` (peak of the process) and ``disk_bytes``.
+    sources; `vocabulary`: ids of the tokenizer; `token_set`: the prepare run, where there is one: then its own batches are
+    measured, else random ones. Gives
+
+    - ``parameters`` and ``trained`` (those that change), ``vocabulary``;
+    - ``operations_per_token`` (forward, floating point, `Family.operations`) and ``operations`` of the whole training;
+    - ``training_tokens``, ``tokens`` (seen over the run) and ``steps``;
+    - ``seconds``, ``tokens_per_second``, ``memory_bytes`` (peak of the process), ``disk_bytes``;
+    - ``reply_tokens_per_second``, of one reply on this machine, and ``suited_parameters`` (`suited`).
     """
-    model, config, seed = sections["model"], sections["train"], sections.get("seed", 0)
-    prepare = sections.get("prepare")
-    vocabulary = getattr(prepare, "vocabulary", None) or getattr(prepare, "vocabulary_at_most", None) or 4096
+    model, config = sections["model"], sections["train"]
     known = tokens if tokens is not None else _guessed_tokens(sections.get("collect"))
-    batch_tokens = config.batch_tokens or 16 * model.context_length()
-    seconds_a_step, memory = _measured(model, config, vocabulary, batch_tokens, seed)
+    context = config.context or model.context_length()
+    batch_tokens = config.batch_tokens or 16 * context
+    found = measured(
+        {
+            "model": model.dump(), "train": config.model_dump(mode="json"), "seed": sections.get("seed", 0), "vocabulary": vocabulary,
+            "tokens": str(token_set) if token_set else None,
+        }
+    )  # fmt: skip
+    looks = found["seconds_a_look"] * (config.evaluations + 1)
     if config.minutes is not None:
-        steps = max(1, int(config.minutes * 60 / (seconds_a_step * _LEFT_OUT)))
         seconds = config.minutes * 60
+        steps = max(1, int((seconds - looks) / found["seconds_a_step"]))
     else:
         steps = config.steps or max(1, round((config.epochs or 1.0) * (known or batch_tokens) / batch_tokens))
-        seconds = steps * seconds_a_step * _LEFT_OUT
-    parameters = model.parameters(vocabulary)
-    checkpoint = parameters * 4 * 3  # weights and, at most, two moments
+        plain = steps * found["seconds_a_step"]
+        saves = steps // config.save_steps if config.save_steps else int(plain / max(config.save_seconds, found["seconds_a_step"]))
+        seconds = plain + looks + saves * found["seconds_a_save"]
+    operations, parameters = model.operations(vocabulary, context), int(found["parameters"])
     return {
         "parameters": parameters,
+        "trained": int(found["trained"]),
+        "vocabulary": vocabulary,
+        "operations_per_token": operations,
+        "operations": BACKWARD * operations * steps * batch_tokens,
         "training_tokens": known,
         "tokens": steps * batch_tokens,
         "steps": steps,
         "seconds": round(seconds, 1),
-        "memory_bytes": memory,
-        "disk_bytes": checkpoint * (config.keep_last + 1) + parameters * 4 * 2 + (known or 0) * 3,
+        "tokens_per_second": round(batch_tokens / found["seconds_a_step"]),
+        "memory_bytes": int(found["memory_bytes"]),
+        "disk_bytes": int(found["snapshot_bytes"] * (config.keep_last + 1)) + parameters * 4 * 2 + (known or 0) * 3,
+        "reply_tokens_per_second": round(found["reply_tokens_per_second"], 1),
+        "suited_parameters": suited(steps * batch_tokens),
     }
+
+
+def estimate_on(tokens: TokenSet, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """`estimate` of a training on tokens that are there."""
+    counted = int(tokens.manifest["metrics"]["token_set"]["train"]["tokens"])
+    return estimate(sections, counted, vocabulary=tokens.tokenizer.vocabulary, token_set=tokens.path)
+
+
+def suited(tokens: int) -> int:
+    """Parameters that suit so many tokens seen: a twentieth, which is where large models get most out of their computation.
+
+    Source: Hoffmann et al. 2022, arXiv:2203.15556. Small models on chat are best with more parameters than that (RESULTS.md), so it is
+    where to begin, not where to end: `chattune compare` on three sizes measures it.
+    """
+    return max(1, tokens // SUITED)
+
+
+def advice(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers of `estimate` say about the size of the model, in sentences."""
+    a_parameter = found["tokens"] / found["parameters"]
+    lines = [
+        f"{a_parameter:.3g} tokens seen a parameter; {SUITED} suit large models (here {found['suited_parameters']:,} parameters), "
+        "fewer suit small ones: `chattune compare` of three sizes tells"
+    ]
+    if found["training_tokens"] and (passes := found["tokens"] / found["training_tokens"]) > REPEATED:
+        # Muennighoff et al. 2023, arXiv:2305.16264: up to four passes are nearly as good as new text, then their worth falls.
+        lines.append(f"{passes:.3g} passes over one text: beyond {REPEATED} they teach ever less, and a larger model overfits sooner")
+    return lines
+
+
+def refuse_over_limits(found: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise `SettingError` for the first of ``train.limits`` that the estimate breaks."""
+    limits = config.limits
+    checks: tuple[tuple[str, float | None, float, str], ...] = (
+        ("memory", limits.memory and limits.memory * 2**30, found["memory_bytes"], "{} of memory"),
+        ("minutes", limits.minutes and limits.minutes * 60, found["seconds"], "{}"),
+        ("disk", limits.disk and limits.disk * 2**30, found["disk_bytes"], "{} of disk"),
+    )
+    for name, most, needed, words in checks:
+        if most is not None and needed > most:
+            shown = [duration(value) if name == "minutes" else size(value) for value in (needed, most)]
+            raise SettingError(
+                f"training would take {words.format(shown[0])}, more than the {shown[1]} that are allowed.",
+                path=f"train.limits.{name}", value=getattr(limits, name), rule=f"at most {shown[1]}", hint=_WAYS_OUT[name],
+            )
+    speed = found["reply_tokens_per_second"]
+    if limits.reply_speed is not None and speed < limits.reply_speed:
+        raise SettingError(
+            f"a reply would come at {speed:g} tokens a second, slower than the {limits.reply_speed:g} that are asked for.",
+            path="train.limits.reply_speed", value=limits.reply_speed, rule=f"at least {limits.reply_speed:g} tokens a second",
+            hint="Take a smaller model.size.",
+        )
+
+
+_WAYS_OUT = {
+    "memory": "Take a smaller model.size or train.batch_tokens, or raise train.accumulate.",
+    "minutes": "Set train.minutes, take fewer train.steps or a smaller model.size.",
+    "disk": "Lower train.keep_last or take a smaller model.size.",
+}
 
 
 def _guessed_tokens(collect: Any) -> int | None:
@@ -57,65 +142,3 @@ def _guessed_tokens(collect: Any) -> int | None:
     sizes = [source["bytes"] for source in collect.fingerprint().values() if isinstance(source, Mapping) and "bytes" in source]
     share = 0.8
     return int(sum(sizes) * share / BYTES_PER_TOKEN) if sizes else None
-
-
-def _measured(model: Family, config: TrainConfig, vocabulary: int, batch_tokens: int, seed: int) -> tuple[float, int]:
-    """Seconds of one update, and the bytes that the process then holds."""
-    import torch
-
-    from chattune.train import device as computing
-    from chattune.train.budget import Budget
-    from chattune.train.loop import Training
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    batch = _random_batch(vocabulary, batch_tokens, model.context_length())
-    where = computing.pick_device()
-    master = model.build(vocabulary, seed).to(where)
-    part = batch.shares(config.accumulate)[0].to(where)
-    precision, _ = computing.choose_precision(
-        master,
-        lambda each: config.objective.view(each, part).loss.backward(),  # type: ignore[no-untyped-call]
-        config.precision,
-    )
-    training = Training(config, computing.Worker(master, precision), _Same(batch), Budget(steps=8), seed, device=where)
-    times = []
-    for _ in range(4):
-        began = time.perf_counter()
-        training.step()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]), computing.peak_memory()
-
-
-class _Same:
-    """An order that gives the same batch again and again."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def next(self) -> Batch:
-        return self.batch
-
-    def epoch_of_batches(self) -> Iterator[Batch]:
-        yield self.batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": 0, "index": 0}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Nothing to go to."""
-
-
-def _random_batch(vocabulary: int, tokens: int, context: int) -> Batch:
-    import torch
-
-    from chattune.tokens.batch import Batch
-
-    rows = max(1, tokens // context)
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (rows, context + 1), generator=random)
-    place = torch.arange(context).expand(rows, -1).contiguous()
-    return Batch(
-        inputs=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), weights=torch.ones(rows, context), positions=place,
-        segments=torch.zeros_like(place, dtype=torch.int32),
-    )  # fmt: skip

@@ -50,9 +50,9 @@ def train(
     """Train `model` on the training split of `tokens`, from fresh weights or from those of `start`; resumes what `out` holds."""
     _refuse_without_start(config, start)
     if config.limits.any and processes.first() and not any((out / STATE).glob("*")):
-        from chattune.train.estimate import refuse_over_limits, within
+        from chattune.train.estimate import estimate_on, refuse_over_limits
 
-        refuse_over_limits(within(config, model, seed, tokens, start), config)
+        refuse_over_limits(estimate_on(tokens, {"model": model, "train": config, "seed": seed}), config)
     if config.processes > 1 and not processes.launched():
         from chattune.train.launch import launch
 
@@ -112,6 +112,7 @@ class _Session:
     def __init__(self, begun: _Begun, share: float, folder: Path) -> None:
         from chattune.train import device as computing
         from chattune.train import loop, state
+        from chattune.train.prefetch import Prefetched
 
         config, us, out = begun.config, begun.us, begun.out
         self.begun, self.trial = begun, share < 1.0
@@ -128,7 +129,8 @@ class _Session:
         together = f", {us.size} processes ({config.parallel})" if us.size > 1 else ""
         talk().print(f"computing on {self.choice}{together}  ({why})", markup=False)
         division = _divided(config, master, self.choice, us)
-        self.training = training = loop.Training(config, division, order, budget, begun.seed, device=begun.where)
+        ahead = order if begun.where == "cpu" else Prefetched(order, pin=True)
+        self.training = training = loop.Training(config, division, ahead, budget, begun.seed, device=begun.where)
         training.state.choice = {"precision": self.choice.precision, "compile": self.choice.compile}
         names = (RECORD, "trial-samples.jsonl") if self.trial else ("metrics.jsonl", "samples.jsonl")
         self.record, samples = (Record(out / name) if us.first else Unrecorded() for name in names)
@@ -138,6 +140,8 @@ class _Session:
         self.record.rewind(training.state.step)
         samples.rewind(training.state.step)
         worker = division.worker
+        if config.checkpoint_activations:
+            computing.checkpoint_activations(worker.model)
         if self.choice.compile:
             worker.model.hidden = computing.compiled(worker.model)  # type: ignore[method-assign]
         worker.model.train()
