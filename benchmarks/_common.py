@@ -1,10 +1,20 @@
-"""What every benchmark shares: one JSON object a line with ``--json``, a table row otherwise."""
+"""What every benchmark shares: peers in processes of their own, in turn; a table row a line, or a JSON object with ``--json``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
+
+MISSING = 3  # exit status of a peer whose package is not installed
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,23 @@ class Line:
     unit: str
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one peer did in one process: `work` in each of `seconds`, and the process' peak memory in GiB."""
+
+    work: list[float]
+    seconds: list[float]
+    memory: float
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
-    options = argparse.ArgumentParser(description=description)
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     options.add_argument("--rounds", type=int, default=3, help="rounds over all peers; medians are quoted")
+    options.add_argument("--threads", type=int, help="processor threads of every peer; none: one a core")
+    options.add_argument("--peers", nargs="+", metavar="PEER", help="only these, by the beginning of their names")
+    options.add_argument("--peer", help=argparse.SUPPRESS)  # a child process measures this one
     return options
 
 
@@ -34,5 +56,107 @@ def say(line: Line, as_json: bool) -> None:
         print(json.dumps(asdict(line)), flush=True)
         return
     bars = [f"{name} {value:g}×" for name, value in (("bar", line.bar), ("moonshot", line.moonshot)) if value is not None]
-    figures = f"{line.ratio:6.2f}×   {line.ours:,.0f} against {line.theirs:,.0f} {line.unit}"
-    print(f"{line.bench:28} {line.peer:34} {figures}   {', '.join(bars)}", flush=True)
+    digits = 0 if min(line.ours, line.theirs) >= 100 else 3
+    figures = f"{line.ratio:6.2f}×   {line.ours:,.{digits}f} against {line.theirs:,.{digits}f} {line.unit}"
+    print(f"{line.bench:44} {line.peer:40} {figures}   {', '.join(bars)}", flush=True)
+
+
+def measured(work: Iterable[float], seconds: Iterable[float]) -> Measured:
+    """What this process did so far, with its own peak."""
+    return Measured(list(work), list(seconds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def timed(step: Callable[[], float], steps: int, warmup: int) -> Measured:
+    """`step` run `warmup` + `steps` times; it gives the work that it did."""
+    work, seconds = [], []
+    for number in range(steps + warmup):
+        began = time.perf_counter()
+        done = step()
+        if number >= warmup:
+            work.append(float(done))
+            seconds.append(time.perf_counter() - began)
+    return measured(work, seconds)
+
+
+def in_turn(
+    peers: dict[str, Callable[[], Measured]], chosen: argparse.Namespace, python: dict[str, str] | None = None
+) -> dict[str, list[Measured]]:
+    """Each peer in a process of its own, `rounds` times in turn, so that a slow moment of the machine hits all of them alike.
+
+    `python`: another interpreter for peers by the beginning of their names. In a child this measures the one peer that it is
+    for and ends. Peers whose package is missing are named once, with the way to install it, and left out.
+    """
+    if chosen.threads:
+        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    if chosen.peer:
+        import torch
+
+        if chosen.threads:
+            torch.set_num_threads(chosen.threads)
+        try:
+            print(json.dumps(asdict(peers[chosen.peer]())))
+        except ImportError as error:
+            print(f"{chosen.peer}: {error}. Install it with: pip install -c constraints.txt {error.name}", file=sys.stderr)
+            sys.exit(MISSING)
+        sys.exit(0)
+    wanted = [name for name in peers if not chosen.peers or any(name.startswith(start) for start in chosen.peers)]
+    found: dict[str, list[Measured]] = {name: [] for name in wanted}
+    for round in range(chosen.rounds):
+        for name in list(found):
+            own = next((path for start, path in (python or {}).items() if name.startswith(start)), sys.executable)
+            child = subprocess.run([own, *sys.argv, "--peer", name], capture_output=True, text=True)
+            if child.returncode == MISSING:
+                print(child.stderr.strip().splitlines()[-1], file=sys.stderr)
+                del found[name]
+            elif child.returncode:
+                sys.exit(f"{name} failed:\n{child.stderr}")
+            else:
+                for remark in (line for line in child.stderr.splitlines() if line.startswith("# ") and not round):
+                    print(remark, file=sys.stderr)
+                one = Measured(**json.loads(child.stdout.strip().splitlines()[-1]))
+                found[name].append(one)
+                print(f"# round {round + 1}, {name}: {rate([one]):,.0f}/s, {one.memory:.2f} GiB", file=sys.stderr)
+    return found
+
+
+def rate(found: list[Measured]) -> float:
+    """Work a second: where every step does the same work, by the median step; else all work over all time."""
+    work = [done for run in found for done in run.work]
+    seconds = [second for run in found for second in run.seconds]
+    return work[0] / statistics.median(seconds) if len(set(work)) == 1 else sum(work) / sum(seconds)
+
+
+def memory(found: list[Measured]) -> float:
+    """GiB at the peak, median over rounds."""
+    return statistics.median(run.memory for run in found)
+
+
+Bars = dict[str, tuple[float | None, float | None]]  # peer → what must be reached, and the moonshot
+
+
+def compare(bench: str, ours: str, found: dict[str, list[Measured]], bars: Bars, unit: str, as_json: bool) -> None:
+    """A line for each peer that is not ours."""
+    for name, runs in found.items():
+        if not name.startswith("chattune") and found.get(ours):
+            bar, moonshot = bars.get(name, (None, None))
+            mine, theirs = rate(found[ours]), rate(runs)
+            say(Line(f"{bench}, {ours}", name, mine / theirs, bar, moonshot, mine, theirs, unit), as_json)
+
+
+def fixed(values: Any) -> Any:
+    """An endless source of batches that a `Training` reads in order, again and again: `values` are Batches."""
+
+    class Fixed:
+        index = 0
+
+        def next(self) -> Any:
+            self.index += 1
+            return values[(self.index - 1) % len(values)]
+
+        def state_dict(self) -> dict[str, int]:
+            return {"epoch": 0, "index": self.index}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.index = state["index"]
+
+    return Fixed()
