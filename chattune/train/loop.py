@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -67,6 +68,27 @@ class _NonFinite(Exception):
     pass
 
 
+@dataclass(frozen=True)
+class Update:
+    """One update of the weights: the run's tokens after it, and the numbers to record."""
+
+    step: int
+    tokens: int
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An update whose numbers may still be on their way: `values` holds loss and gradient norm once `arrived` has happened."""
+
+    step: int
+    tokens: int
+    lr: float
+    where: dict[str, int]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class Training:
     """Everything that one run computes with; `fit` runs it from its state to the end."""
 
@@ -83,10 +105,40 @@ class Training:
         self.optimizer = config.optimizer.build(worker.master.groups())
         self.memories = {method.name: method.begin(worker.master) for method in config.regularizers}
         self.best_weights: dict[str, Tensor] = {}
+        # A GPU that would be asked after each step whether its numbers are finite would wait for the next one to be prepared. So it
+        # leaves a bad step out by itself, where the optimizer can, and its numbers are read while the next step computes.
+        self.ahead = device != "cpu" and not self.division.lockstep and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self._done: deque[_Done] = deque()
         self.penalised = [method for method in config.regularizers if type(method).penalty is not Regularizer.penalty]
 
     def step(self) -> dict[str, float]:
-        """One update; the numbers to record. Raises `DivergenceError` after three non-finite ones in a row."""
+        """One update and its numbers, waited for. Raises `DivergenceError` after three non-finite ones in a row."""
+        self.advance()
+        return [*self.arrived(wait=True)][-1].numbers
+
+    def arrived(self, *, wait: bool = False) -> Iterator[Update]:
+        """The updates since the last call, in order: those whose numbers are known, or with `wait` all of them."""
+        while len(self._done) > (1 if self.ahead and not wait else 0):
+            yield self._judged(self._done.popleft())
+
+    def _judged(self, done: _Done) -> Update:
+        if done.arrived is not None:
+            done.arrived.synchronize()
+        loss, norm = done.values.tolist()
+        finite = math.isfinite(loss + norm)
+        self.state.skipped = 0 if finite else self.state.skipped + 1
+        if self.state.skipped >= PATIENCE_WITH_NAN:
+            raise DivergenceError(
+                f"loss or gradient was not finite in {self.state.skipped} updates in a row, the last at step {done.step} "
+                f"(epoch {done.where['epoch']}, batch {done.where['index']}).",
+                path="train", value=loss, rule="a finite loss and gradient",
+                hint="Lower train.optimizer.lr or set train.clip; the weights saved before are finite.",
+            )
+        numbers = {"loss": loss, "grad_norm": norm, "lr": done.lr, **({} if finite else {"left_out": 1.0})}
+        return Update(done.step, done.tokens, numbers)
+
+    def advance(self) -> None:
+        """One update; its numbers come by `arrived`."""
         config, state, model = self.config, self.state, self.worker.model
         factor = self.budget.factor(config.schedule, state.step, state.seconds)
         for group in self.optimizer.param_groups:
@@ -94,9 +146,9 @@ class Training:
         where = self.order.state_dict()
         batch = self.order.next()
         labelled = float(batch.weights.sum())  # normalise by target tokens over the whole global batch
-        seen: dict[str, float] = {}
+        seen = torch.empty(2, dtype=torch.float64)  # loss and gradient norm; the last look of an optimizer that looks twice
 
-        def gradients() -> float:  # an optimizer such as SAM or L-BFGS calls it again, and sees the same masks
+        def gradients() -> Tensor:  # an optimizer such as SAM or L-BFGS calls it again, and sees the same masks
             self.optimizer.zero_grad(set_to_none=True)
             torch.manual_seed(derived(self.seed, "step", state.step, self.world.rank))
             random = torch.Generator().manual_seed(derived(self.seed, "augment", state.step, self.world.rank))
@@ -116,37 +168,41 @@ class Training:
                 self.worker.collect_gradients()
                 total += view.loss.detach().double() * (weight / labelled)
             self.division.reduce()
-            seen["loss"] = float(self.world.sum(total))
+            loss = self.world.sum(total)
             for method in config.regularizers:
                 method.gradients(self.worker.master, state.step)
-            seen["grad_norm"] = float(self.division.norm(self.parameters))
-            if not math.isfinite(seen["loss"] + seen["grad_norm"]):
+            norm = self.division.norm(self.parameters)
+            nonlocal seen
+            seen = torch.stack((loss, norm.double()))
+            held = [p.grad for p in self.parameters if p.grad is not None]
+            if self.ahead:
+                self.optimizer.found_inf = (~seen.isfinite().all()).float()  # type: ignore[attr-defined]
+                if config.clip:
+                    torch._foreach_mul_(held, (config.clip / norm).clamp(max=1.0))
+                return loss
+            known, size = seen.tolist()
+            if not math.isfinite(known + size):
                 raise _NonFinite
-            if config.clip and seen["grad_norm"] > config.clip:
-                torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], config.clip / seen["grad_norm"])
-            return seen["loss"]
+            if config.clip and size > config.clip:
+                torch._foreach_mul_(held, config.clip / size)
+            return loss
 
-        finite = True
         try:
-            self.optimizer.step(gradients)
+            self.optimizer.step(gradients)  # type: ignore[arg-type]
         except _NonFinite:  # raised before the optimizer touched a weight
-            finite = False
             self.optimizer.zero_grad(set_to_none=True)
-        if finite:
+        else:
             for method in config.regularizers:
                 method.weights(self.worker.master, state.step, self.memories[method.name])
             self.division.after_step()
-        state.skipped = 0 if finite else state.skipped + 1
         state.step += 1
         state.tokens += int((batch.segments >= 0).sum())
-        if state.skipped >= PATIENCE_WITH_NAN:
-            raise DivergenceError(
-                f"loss or gradient was not finite in {state.skipped} updates in a row, the last at step {state.step} "
-                f"(epoch {where['epoch']}, batch {where['index']}).",
-                path="train", value=seen.get("loss"), rule="a finite loss and gradient",
-                hint="Lower train.optimizer.lr or set train.clip; the weights saved before are finite.",
-            )
-        return {**seen, "lr": self.optimizer.param_groups[0]["lr"], **({} if finite else {"left_out": 1.0})}
+        arrived = None
+        if self.ahead and seen.is_cuda:
+            seen, arrived = seen.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        lr = self.optimizer.param_groups[0]["lr"]
+        self._done.append(_Done(state.step, state.tokens, lr, where, seen, arrived))
 
     def require_finite_weights(self) -> None:
         """Refuse to save or judge weights that overflowed."""
@@ -188,6 +244,7 @@ class Training:
 
     def save(self, snapshots: Snapshots) -> None:
         """A checkpoint from which `restore` continues to the bit, on any number of processes; the first one writes it."""
+        assert not self._done, "the numbers of an update are not known yet"
         self.require_finite_weights()
         whole = self.division.whole
         memories = {f"method-{name}": whole(memory.state_dict()) for name, memory in self.memories.items() if memory is not None}
@@ -290,22 +347,15 @@ def fit(training: Training, around: Surroundings) -> str:
         progress = budget.progress(state.step, state.seconds)
         if progress >= 1.0:
             return "the planned end was reached"
-        try:
-            numbers = training.step()
-        except DivergenceError as error:
-            around.record.append(event="given up", step=state.step, error=str(error))
-            raise
+        training.advance()
         state.seconds = resumed_at + time.monotonic() - clock
         if budget.seconds is not None:
             (state.seconds,) = training.world.same(state.seconds)  # the clock decides how far the run is: one clock for all
-        around.record.append(step=state.step, **numbers, tokens=state.tokens, seconds=round(state.seconds, 3))
         done = budget.progress(state.step, state.seconds)
         around.bar.total = budget.total(state.step, state.seconds)
-        around.bar.update(
-            state.step, loss=f"{numbers['loss']:.3f}", rate=f"{numbers['lr']:.2g}", tokens=f"{_speed(training):,.0f}/s",
-            memory=size(peak_memory()), saved=state.saved if state.saved >= 0 else None,
-        )
-        if int(done * config.evaluations) > int(progress * config.evaluations):
+        looking = int(done * config.evaluations) > int(progress * config.evaluations)
+        _tell(training, around, wait=looking or done >= 1.0)
+        if looking:
             reason = _look(training, around)
             if reason:
                 around.bar.note(f"stopped early: {reason}")
@@ -315,11 +365,27 @@ def fit(training: Training, around: Surroundings) -> str:
         due = state.step % config.save_steps == 0 if config.save_steps else time.monotonic() - since_save >= config.save_seconds
         stop, save = _agreed(training.world, around.interrupt, due)
         if stop or save:
+            _tell(training, around, wait=True)
             training.save(around.snapshots)
             since_save = time.monotonic()
         if stop:
             training.world.same()  # nobody leaves before the first process has saved
             raise around.interrupt.stopped(state.step, around.run, saved=state.saved == state.step)
+
+
+def _tell(training: Training, around: Surroundings, *, wait: bool) -> None:
+    """Record the updates whose numbers are known; with `wait`, all."""
+    try:
+        for update in training.arrived(wait=wait):
+            numbers, state = update.numbers, training.state
+            around.record.append(step=update.step, **numbers, tokens=update.tokens, seconds=round(state.seconds, 3))
+            around.bar.update(
+                update.step, loss=f"{numbers['loss']:.3f}", rate=f"{numbers['lr']:.2g}", tokens=f"{_speed(training):,.0f}/s",
+                memory=size(peak_memory()), saved=state.saved if state.saved >= 0 else None,
+            )
+    except DivergenceError as error:
+        around.record.append(event="given up", step=training.state.step, error=str(error))
+        raise
 
 
 def _agreed(world: World, interrupt: Interrupt, due: bool) -> tuple[bool, bool]:
