@@ -6,6 +6,7 @@ output; GRU reset, update, new. With a norm in the cell the steps are written ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from chattune.core.seeds import derived
+from chattune.models import recurrence
 from chattune.models.families._recurrent_family import GATES
 from chattune.models.fresh import Settling, fill
 from chattune.models.initializers import Place
@@ -34,7 +36,7 @@ Step = Callable[[Tensor, Tensor, State, "Layer"], State]
 class Layer(Settling):
     """One recurrent layer: (n, inputs) → (n, width), each sequence from a state given to one that is given back."""
 
-    def __init__(self, cell: Cell, inputs: int, width: int, norm: Norm | None = None, memory: int | None = None) -> None:
+    def __init__(self, cell: Cell, inputs: int, width: int, norm: Norm | None = None, memory: float | None = None) -> None:
         super().__init__()
         self.cell, self.width, self.memory = cell, width, memory
         gates = self.gates
@@ -60,23 +62,28 @@ class Layer(Settling):
     def settle(self) -> None:
         if self.cell == "rnn":
             return
-        w = self.width
-        keep = self.bias.detach()[w : 2 * w]  # the LSTM's forget gate, or the GRU's update gate: 1 keeps, in both
-        if self.memory is None:
-            keep.fill_(1.0 if self.cell == "lstm" else 0.0)
-            return
-        # Times from 1 to memory − 1, evenly over the units: a gate of σ(log t) forgets after about t + 1 tokens.
-        keep.copy_(torch.linspace(1.0, max(self.memory - 1, 1), w, device=keep.device).log())
-        if self.cell == "lstm":
-            self.bias.detach()[:w].copy_(-keep)
+        # The LSTM's forget gate, the GRU's update gate: what they hold is multiplied by σ(bias) a token, in both.
+        gate = self.bias.detach()[self.width : 2 * self.width]
+        gate.fill_(math.log(self.memory - 1) if self.memory is not None else 1.0 if self.cell == "lstm" else 0.0)
 
     def forward(self, x: Tensor, sizes: Tensor, state: State) -> tuple[Tensor, State]:
         if self.norms is not None:
             return self._steps(x, sizes, state)
-        zero = torch.zeros_like(self.bias)
+        if self.cell == "lstm" or x.is_cuda:
+            return self._kernel(x, sizes, state)
+        net = F.linear(x, _matrix(self.input), self.bias)
         if self.bias_recurrent is not None:
-            zero = torch.cat([zero[: 2 * self.width], self.bias_recurrent])
-        weights = [_matrix(self.input), _matrix(self.recurrent), self.bias, zero]
+            out = recurrence.gru(net, _matrix(self.recurrent), self.bias_recurrent, state[0], sizes)
+        else:
+            out = recurrence.rnn(net, _matrix(self.recurrent), state[0], sizes)
+        return out, (recurrence.final(out, sizes),)
+
+    def _kernel(self, x: Tensor, sizes: Tensor, state: State) -> tuple[Tensor, State]:
+        """The layer by torch's own kernel (cuDNN's on a GPU)."""
+        other = torch.zeros_like(self.bias)
+        if self.bias_recurrent is not None:
+            other = torch.cat([other[: 2 * self.width], self.bias_recurrent])
+        weights = [_matrix(self.input), _matrix(self.recurrent), self.bias, other]
         packed = (True, 1, 0.0, self.training, False)  # biases, layers, dropout, training, bidirectional
         if self.cell == "lstm":
             out, h, c = torch.lstm(x, sizes, (state[0][None], state[1][None]), weights, *packed)

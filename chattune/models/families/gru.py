@@ -17,9 +17,12 @@ class GRU(RecurrentFamily):
     Helps when: as `lstm`, with a quarter fewer weights; often as good. Hurts when: as `lstm`, and where things must be counted.
     Cost: 2 × parameters operations a token forward, one token after another; a cache of one state a layer, however long the dialog.
     Start with: `size: tiny`, dropout 0.1 to 0.3 on little text; `memory` about as long as the dialogs where far things matter.
-    Source: Cho et al. 2014, arXiv:1406.1078; memory: Tallec & Ollivier 2018, arXiv:1804.11188.
+    Source: Cho et al. 2014, arXiv:1406.1078; biases by the time that is to be bridged: Tallec & Ollivier
+    2018, arXiv:1804.11188 (there spread over 1 … memory).
     """
 
     cell: ClassVar[Cell] = "gru"
 
-    memory: int | None = setting(None, "fresh units keep for 2 to so many tokens; none: gates begin half open", low=2, high=1048576)
+    memory: float | None = setting(
+        None, "fresh gates keep what they hold for about so many tokens: σ(bias) = 1 − 1/memory; none: bias 0", low=2.0, high=1e6
+    )

@@ -17,12 +17,13 @@ class LSTM(RecurrentFamily):
     there is much text and many cores or a GPU: tokens of a row wait for each other, and one state must hold all that was said.
     Cost: 2 × parameters operations a token forward, one token after another; a cache of one state a layer, however long the dialog.
     Start with: `size: tiny`, dropout 0.1 to 0.3 on little text; `memory` about as long as the dialogs where far things matter.
-    Source: Hochreiter & Schmidhuber 1997; forget gates: Gers et al. 2000; forget bias 1: Jozefowicz et al. 2015; memory (chrono
-    initialisation): Tallec & Ollivier 2018, arXiv:1804.11188 (there drawn uniformly, here spread evenly over the units).
+    Source: Hochreiter & Schmidhuber 1997; forget gates: Gers et al. 2000; forget bias 1: Jozefowicz et al. 2015; biases by
+    the time that is to be bridged: Tallec & Ollivier 2018, arXiv:1804.11188 (there spread over 1 … memory and mirrored in the input
+    gates, which learned more slowly here).
     """
 
     cell: ClassVar[Cell] = "lstm"
 
-    memory: int | None = setting(
-        None, "fresh cells forget after 2 to so many tokens; none: forget gates begin at σ(1)", low=2, high=1048576
+    memory: float | None = setting(
+        None, "fresh gates keep what they hold for about so many tokens: σ(bias) = 1 − 1/memory; none: bias 1", low=2.0, high=1e6
     )

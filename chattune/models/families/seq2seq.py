@@ -32,8 +32,8 @@ class Seq2Seq(RecurrentSettings):
 
     cell: Cell = setting("lstm", "of encoder and decoder")
     attention: bool = setting(True, "look at the states of all turns that ended; without, only at the last one")
-    memory: int | None = setting(
-        None, "fresh gates of lstm and gru forget after 2 to so many tokens; none: the usual biases", low=2, high=1048576
+    memory: float | None = setting(
+        None, "fresh gates of lstm and gru keep what they hold for about so many tokens; none: the usual biases", low=2.0, high=1e6
     )
     end: int = setting(CONTROL.index("end"), "id of the token that ends a turn", low=0, high=1 << 24)
 
