@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chattune.tokens.token_set import TokenSet
 
 STORY = ("import", "collect", "prepare", "train", "evaluate")
+PARAMETERS = "model.parameters"
 MODELS = ("train", "import")  # stages that give a model
 RECIPES = ROOT / "recipes"
 
@@ -54,13 +55,15 @@ class Recipe:
     """Every section of the story, typed and complete.
 
     `sections`: name → settings; `derived`: dotted path → value that followed from the dial; `given`: dotted paths that the
-    recipe or an override set; `source`: where it was read.
+    recipe or an override set; `source`: where it was read; `wanted`: the number of parameters that the model was to have, where the
+    recipe says so (``model.parameters``), and the model's settings before they were turned to it.
     """
 
     sections: Mapping[str, Any]
     derived: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
     source: str = ""
+    wanted: tuple[int, Family] | None = None
 
     @classmethod
     def read(
@@ -87,14 +90,37 @@ class Recipe:
                     f"no section is called '{name}'.", path=place, value=name, rule=f"one of {', '.join(known)}",
                     hint=did_you_mean(str(name), known),
                 )
-        sections = {name: _section(name, *known[name], data.get(name), file, lines) for name in known}
+        parameters, plain = _parameters_asked(data, file, lines)
+        sections = {name: _section(name, *known[name], plain.get(name), file, lines) for name in known}
         start = start or _imported(sections)
-        sections, derived = _derive(sections) if start is None else _derive_from(start, sections, data.get("model"))
-        return cls(sections, derived, frozenset(flatten(data)), str(file or ""))
+        if start is not None:
+            if parameters is not None:
+                raise SettingError(
+                    "the model to start from has the size that it has.", path=PARAMETERS, value=parameters,
+                    rule="a size for fresh models only", hint=f"Leave {PARAMETERS} out.",
+                )
+            sections, derived = _derive_from(start, sections, data)
+            return cls(sections, derived, frozenset(flatten(data)), str(file or ""))
+        wanted = None if parameters is None else (parameters, sections["model"])
+        sections, derived = _derive(sections, _sized(*wanted, sections["prepare"]) if wanted else None)
+        return cls(sections, derived, frozenset(flatten(data)), str(file or ""), wanted)
 
     def dump(self) -> dict[str, Any]:
         """Plain data from which `read` builds the same recipe."""
-        return {name: _plain(value) for name, value in self.sections.items()}
+        plain = {name: _plain(value) for name, value in self.sections.items()}
+        return plain if self.wanted is None else {**plain, "model": {**self.wanted[1].dump(), "parameters": self.wanted[0]}}
+
+    def knowing(self, vocabulary: int) -> Recipe:
+        """The same recipe once the vocabulary is there: a model of so many parameters depends on it."""
+        if self.wanted is None:
+            return self
+        parameters, family = self.wanted
+        model = family.sized(parameters, vocabulary).resolved()
+        if model != self.sections["model"]:
+            changed = {k: v for k, v in flatten(model.dump(), "model").items() if flatten(family.dump(), "model").get(k) != v}
+            told = "  ".join(f"{path}={value}" for path, value in changed.items())
+            talk().print(f"derived  for {vocabulary} ids  {told}", markup=False)
+        return replace(self, sections={**self.sections, "model": model})
 
     def stages(self) -> list[Stage]:
         """The stages that the recipe asks for, in order: without a model to start from, nothing is imported."""
@@ -140,7 +166,9 @@ def run(
     made: dict[str, Path] = {}
     pool: list[Artifact] = []
     for stage in recipe.stages():
-        address = plan(stage, recipe.of(stage), inputs_from(stage, pool), place)
+        inputs = inputs_from(stage, pool)
+        recipe = settled(recipe, inputs)
+        address = plan(stage, recipe.of(stage), inputs, place)
         made[stage.name] = address
         _remember(place, address, recipe, name, until)
         if name is not None and stage.name != "evaluate":
@@ -151,6 +179,14 @@ def run(
     report = made.get("evaluate")
     model = made.get("train", list(made.values())[-1])
     return Result(model, report / "report.html" if report else None, made, summary(model, place.path))
+
+
+def settled(recipe: Recipe, inputs: Mapping[str, Artifact | None]) -> Recipe:
+    """The recipe for a stage with these inputs: what depends on the vocabulary follows once the tokens are there."""
+    from chattune.tokens.token_set import TokenSet
+
+    tokens = inputs.get("tokens")
+    return recipe.knowing(tokens.tokenizer.vocabulary) if isinstance(tokens, TokenSet) else recipe
 
 
 def answer(address: Path) -> Artifact:
@@ -417,6 +453,7 @@ def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs", *, tokens: P
 
     known = TokenSet.open(tokens) if tokens else prepared(recipe, Home(Path(home)))
     if known is not None:
+        recipe = recipe.knowing(known.tokenizer.vocabulary)
         return {**estimate_on(known, recipe.sections), "training_tokens_are": "counted"}
     guessed = int(_text_bytes(recipe.sections["collect"]) * recipe.sections["collect"].splits[0] / BYTES_PER_TOKEN)
     return {**estimate(recipe.sections, guessed, vocabulary=planned_vocabulary(recipe)), "training_tokens_are": "guessed"}
@@ -468,12 +505,49 @@ def _section(name: str, stage: Stage, hint: Any, value: Any, file: Path | None, 
         raise explain(error, file=file, lines=lines, prefix=name) from None
 
 
-def _derive(sections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Let the dial fill what was left open: first the model's own settings, then those that it recommends elsewhere."""
+def _parameters_asked(data: Mapping[str, Any], file: Path | None, lines: Mapping[str, int]) -> tuple[int | None, dict[str, Any]]:
+    """``model.parameters``, a dial that every family has, and the recipe without it."""
+    model = data.get("model")
+    if not isinstance(model, Mapping) or model.get("parameters") is None:
+        return None, dict(data)
+    asked = model["parameters"]
+    units = {"k": 1e3, "M": 1e6, "G": 1e9}
+    try:
+        number = float(asked[:-1]) * units[asked[-1]] if isinstance(asked, str) else float(asked)
+        if isinstance(asked, bool) or not 1 <= number <= 1e13:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, IndexError):
+        place = f"{file}:{lines[PARAMETERS]}: {PARAMETERS}" if file and PARAMETERS in lines else PARAMETERS
+        raise SettingError(
+            f"{asked!r} is no number of parameters.", path=place, value=asked, rule="a number from 1 on, such as 1300000, 1.3e6 or 1.3M"
+        ) from None
+    return int(number), {**data, "model": {name: value for name, value in model.items() if name != "parameters"}}
+
+
+def _sized(parameters: int, family: Family, prepare: Any) -> Family:
+    """The family with so many parameters, for the vocabulary that the recipe asks for or that a model of that width recommends."""
+    vocabulary = prepare.vocabulary or prepare.vocabulary_at_most
+    if vocabulary:
+        return family.sized(parameters, vocabulary)
+    sized, vocabulary = family, 4096
+    for _ in range(8):  # width and vocabulary follow one another; a few rounds settle them
+        sized = family.sized(parameters, vocabulary)
+        following = sized.recommended().get("prepare.vocabulary_at_most", vocabulary)
+        if following == vocabulary:
+            break
+        vocabulary = following
+    return sized
+
+
+def _derive(sections: Mapping[str, Any], sized: Family | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Let the dial fill what was left open: first the model's own settings, then those that it recommends elsewhere.
+
+    `sized`: the model turned to a number of parameters, where the recipe asks for one.
+    """
     resolved, model = dict(sections), sections.get("model")
     if model is None:
         return resolved, {}
-    resolved["model"] = model.resolved()
+    resolved["model"] = (sized or model).resolved()
     before, after = flatten(model.dump(), "model"), flatten(resolved["model"].dump(), "model")
     settings, more = _recommended(resolved, resolved["model"].recommended())
     return settings, {path: value for path, value in after.items() if before.get(path) != value} | more
@@ -506,16 +580,16 @@ def _imported(sections: Mapping[str, Any]) -> Path | None:
     return located(sections["import"].path).path
 
 
-def _derive_from(start: Path, sections: Mapping[str, Any], given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _derive_from(start: Path, sections: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """As `_derive`, for a model that is started from: the model is the one that it is, and further training goes gently.
 
-    What the recipe says of the model must agree with it. A tenth of the rate for fresh weights and small batches suit a model that
-    already speaks; an adapter, whose weights are fresh, takes the whole rate.
+    What the recipe `data` says of the model must agree with it. AdamW (which most such models were made with), a tenth of the rate for
+    fresh weights and small batches suit a model that already speaks; an adapter, whose weights are fresh, takes the whole rate.
     """
     from chattune.models.foreign import described
 
     family, vocabulary = described(start)
-    model = family.resolved()
+    model, given = family.resolved(), data.get("model")
     told = flatten({} if given is None else {"name": given} if isinstance(given, str) else given, "model")
     asked, found = flatten(sections["model"].dump(), "model"), flatten(model.dump(), "model")
     for path in told:
@@ -530,7 +604,13 @@ def _derive_from(start: Path, sections: Mapping[str, Any], given: Any) -> tuple[
     if rate is not None and getattr(sections["train"], "adapter", None) is None:
         rate = float(f"{rate / 10:.2g}")
     wanted = {"prepare.vocabulary_at_most": vocabulary, "train.batch_tokens": 4096, "train.optimizer.lr": rate}
-    return _recommended({**sections, "model": model}, {path: value for path, value in wanted.items() if value is not None})
+    changed = {**sections, "model": model}
+    first = {}
+    if "optimizer" not in (data.get("train") or {}):
+        first = {"train.optimizer.name": "adamw"}
+        changed["train"] = _section("train", *schema()["train"], {**_plain(sections["train"]), "optimizer": "adamw"}, None, {})
+    settings, derived = _recommended(changed, {path: value for path, value in wanted.items() if value is not None})
+    return settings, first | derived
 
 
 def _plain(value: Any) -> Any:

@@ -264,7 +264,8 @@ def _one(
     explicit |= {"start": None} if "start" in stage.inputs else {}
     if begun is not None:
         explicit["start"] = story.open_run(begun)
-    address = plan(stage, chosen.of(stage), story.inputs_from(stage, story.chain_up(found), explicit), home)
+    inputs = story.inputs_from(stage, story.chain_up(found), explicit)
+    address = plan(stage, story.settled(chosen, inputs).of(stage), inputs, home)
     if name is not None:
         home.give_name(name, address)
     story.answer(address)

@@ -42,7 +42,7 @@ class MemoryNetwork(Family):
     )
     hops: int | None = setting(None, "times that the memory is asked", low=1, high=64)
     width: int | None = setting(None, "numbers of a state, and of a slot", low=1, high=65536)
-    memory: int | None = setting(None, "slots: the newest tokens, the current one too; none: the whole context", low=1, high=1048576)
+    memory: int | None = setting(None, "slots: the newest tokens, the current one too; none: 256, or the context", low=1, high=1048576)
     context: int | None = setting(None, "positions that the model is made for, in tokens", low=8, high=1048576)
     weights: Literal["shared", "adjacent"] = setting("shared", "tables of all hops alike, as in an RNN, or a chain of tables")
     nonlinear: float = setting(0.5, "share of the units that pass a ReLU after each hop", low=0.0, high=1.0)
@@ -62,7 +62,7 @@ class MemoryNetwork(Family):
         hops, width = _SIZES[self.size]
         width = self.width or width
         context = self.context or max(256, power_of_two(width))
-        return self.changed(hops=self.hops or hops, width=width, context=context, memory=min(self.memory or context, context))
+        return self.changed(hops=self.hops or hops, width=width, context=context, memory=min(self.memory or 256, context))
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width, as for GPT. The rate is in AdamW's scale."""
