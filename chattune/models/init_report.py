@@ -21,8 +21,10 @@ from chattune.core.errors import UsageError
 from chattune.core.seeds import derived
 from chattune.models.activations import SATURATION, Activation
 from chattune.models.language_model import LanguageModel
+from chattune.tokens.control import CONTROL
 from chattune.tokens.token_set import TokenSplit
 
+TURN = 16  # tokens a turn in a random batch
 FAR = 1e3  # a signal or gradient that changes by more than this from the first layer to the last is called vanishing or exploding
 WORSE = 1.5  # times the loss of an even guess
 MANY = 0.5  # a larger share of saturated or dead units is worth a word
@@ -89,7 +91,9 @@ def batch(vocabulary: int, context: int, split: TokenSplit | None = None) -> tup
         ids = torch.from_numpy(split.ids[: rows * (time + 1)].astype("int64")).view(rows, time + 1)
         return ids, f"{rows} × {time} tokens of the training split"
     random = torch.Generator().manual_seed(derived(0, "init-report"))
-    return torch.randint(vocabulary, (16, time + 1), generator=random), f"16 × {time} random ids below {vocabulary}"
+    ids = torch.randint(vocabulary, (16, time + 1), generator=random)
+    ids[:, TURN - 1 :: TURN] = min(CONTROL.index("end"), vocabulary - 1)  # some families work turn by turn
+    return ids, f"16 × {time} random ids below {vocabulary}"
 
 
 def look(model: LanguageModel, ids: Tensor) -> InitReport:
@@ -112,7 +116,8 @@ def look(model: LanguageModel, ids: Tensor) -> InitReport:
         for handle in handles:
             handle.remove()
     looks = tuple(_look_at(name, output, units, net_inputs) for name, output in outputs.items())
-    chains = [chain for chain in _chains(looks) if chain[0].gradient > 0 or not _waits(chain, model)]
+    tables = {name for name, module in layers.items() if isinstance(module, nn.Embedding)}
+    chains = [chain for chain in _chains(looks, tables) if chain[0].gradient > 0 or not _waits(chain, model)]
     even = math.log(model.vocabulary)
     found = [advice for chain in chains for advice in _warnings(chain)]
     warnings = (*_far_start(float(loss.detach()), even), *found, *_symmetric(model, ids))
@@ -213,11 +218,11 @@ def _look_at(name: str, output: Tensor, units: Mapping[str, Activation], net_inp
     )  # fmt: skip
 
 
-def _chains(looks: tuple[LayerLook, ...]) -> list[list[LayerLook]]:
-    """The layers of each module list, in their order (an encoder's, a decoder's)."""
+def _chains(looks: tuple[LayerLook, ...], tables: set[str]) -> list[list[LayerLook]]:
+    """The layers of each module list, in their order (an encoder's, a decoder's); tables stand side by side and are left out."""
     found: dict[str, list[LayerLook]] = {}
     for one in looks:
-        if one.name != "embedding":
+        if one.name not in tables:
             found.setdefault(one.name.rpartition(".")[0], []).append(one)
     return list(found.values())
 
