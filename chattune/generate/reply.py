@@ -6,6 +6,7 @@ and the prompt's ids, so it does not matter whether it is answered alone or amon
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -212,27 +213,27 @@ class ChatModel:
         prompt = self.template.prompt(messages)
         if len(prompt) <= room:
             return prompt, 0
-        # A rendering is the sum of its messages', so the newest turns that fit are found by counting.
-        costs = [len(ids) - 1 for ids, _ in self.template.render_many([[message] for message in messages])]
         first = 1 if _role(messages[0]) == "system" else 0
-        spare = room - (len(prompt) - sum(costs)) - sum(costs[:first])
-        kept = len(messages)
-        while kept > first and costs[kept - 1] <= spare:
-            kept -= 1
-            spare -= costs[kept]
-        if kept < len(messages):
-            return self.template.prompt([*messages[:first], *messages[kept:]]), kept - first
-        role, content = _role(messages[-1]), self.tokenizer.encode(_content(messages[-1]))
-        spare -= costs[-1] - len(content)
-        if first == len(messages) or spare < _SHORTEST:
+        system, turns = messages[:first], self.template.beginnings(messages, first)
+        # The later a history begins, the shorter it is.
+        place = bisect.bisect_left(turns, True, key=lambda start: len(self.template.prompt([*system, *messages[start:]])) <= room)
+        if place < len(turns):
+            return self.template.prompt([*system, *messages[turns[place] :]]), turns[place] - first
+        if first == len(messages):
+            spare = 0
+        else:
+            role, content = _role(messages[-1]), self.tokenizer.encode(_content(messages[-1]))
+            spare = room - len(self.template.prompt([*system, Message(role, "")]))
+        if spare < _SHORTEST:
+            told = len(self.template.prompt(system)) if system else len(prompt)
             raise UsageError(
                 f"the system message leaves no room to answer in a context of {self.context} tokens.", path="messages[0]",
-                value=costs[0], rule=f"at most {room - 4 - _SHORTEST} tokens", hint="Shorten it, or train with a larger model.context.",
+                value=told, rule=f"at most {room - 4 - _SHORTEST} tokens", hint="Shorten it, or train with a larger model.context.",
             )
         for length in range(spare, 0, -1):
             # The end of the newest turn. It may begin within a character, and encode to a few more ids than it was cut to.
             text = self.tokenizer.decode(content[-length:]).lstrip("\ufffd")
-            prompt = self.template.prompt([*messages[:first], Message(role, text)])
+            prompt = self.template.prompt([*system, Message(role, text)])
             if len(prompt) <= room:
                 break
         return prompt, len(messages) - first

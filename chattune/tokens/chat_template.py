@@ -88,6 +88,10 @@ class ChatTemplate(Template):
         dialog = checked(messages)
         return self.tokenizer.encode_written(["".join(self._written(self._pieces([(dialog, True)])[0], dialog))])[0][0]
 
+    def beginnings(self, messages: Sequence[AnyMessage], first: int) -> list[int]:
+        """At each later turn of the user: many templates take turns only in this order."""
+        return [place for place, message in enumerate(checked(messages)) if place > first and message.role == "user"]
+
     def save(self, folder: Path) -> None:
         self.tokenizer.save(folder)
         files.write_atomically(Path(folder) / CHAT_TEMPLATE, self.text)

@@ -7,7 +7,7 @@ The content and the ``<|end|>`` of a supervised turn carry its weight; ``<|begin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,10 @@ class Template:
     def prompt(self, messages: Iterable[AnyMessage]) -> list[int]:
         """Ids after which the assistant speaks: a prefix of what `render` gives for the same messages and a reply."""
         return [*self.render(messages)[0], self.tokenizer.control["assistant"]]
+
+    def beginnings(self, messages: Sequence[AnyMessage], first: int) -> list[int]:
+        """Where a history may begin that is too long from `first` on: at each later turn."""
+        return [*range(first + 1, len(messages))]
 
     def weight(self, message: Message) -> float:
         """Loss weight of a turn's content and of its end."""
