@@ -17,19 +17,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from chattune.models.fresh import Settling
+from chattune.models.int8 import int8_linear
 
 PLAIN_ATTENTION_LIMIT = 512  # keys; up to here two matrix products and a softmax beat the processor's flash kernel
 
 
 class Linear(nn.Module):
-    """``x Wᵀ``, or ``x Wᵀ + b``: a linear map; `weight` is (outputs, inputs), `bias` (outputs) or none."""
+    """``x Wᵀ``, or ``x Wᵀ + b``: a linear map; `weight` is (outputs, inputs), `bias` (outputs) or none.
+
+    With `int8` its products are taken in eight-bit integers while it is training (`models.int8`).
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
+        self.int8 = False
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.int8 and self.training:
+            product = int8_linear(x, self.weight)
+            return product if self.bias is None else product + self.bias
         return F.linear(x, self.weight, self.bias)
 
 

@@ -66,7 +66,9 @@ class TrainConfig(Settings):
     context: int | None = setting(None, "tokens of the longest window to learn from; none: the model's context", low=8, high=1 << 20)
     truncation: Literal["split", "left", "right", "middle"] = setting("split", "what to do with dialogs longer than the context")
     clip: float = setting(1.0, "largest 2-norm of the whole gradient; 0: no clipping", low=0.0, high=1e6, search=(0.25, 4.0))
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "numbers of forward and backward; auto: the faster, measured")
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = setting(
+        "auto", "numbers of forward and backward; auto: the faster of float32 and bfloat16, measured; int8: rounded linear maps"
+    )
     compile: Literal["auto", "on", "off"] = setting("auto", "torch.compile; auto: where a long run would win by it, measured")
     checkpoint_activations: bool = setting(False, "compute each block again in the backward pass: a third more work for less memory")
     threads: int | None = setting(None, "processor threads; none: one a core", low=1, high=1024)

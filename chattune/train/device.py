@@ -1,5 +1,7 @@
 """What computes, and in which numbers: float32, or bfloat16 beside float32 masters; chosen by a short measurement and said.
 
+int8 is never chosen by itself: its products are rounded more coarsely than either's, though the loss follows (RESULTS.md).
+
 On some processors bfloat16 doubles the speed of a step, on others it halves it; nothing but a measurement on this machine
 tells. The choice is kept with the training state, so that a resumed run computes as it began.
 """
@@ -22,10 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chattune.core.errors import SettingError
+from chattune.models.int8 import int8_is_exact
 from chattune.models.language_model import LanguageModel
+from chattune.models.layers import Linear
 from chattune.train.budget import Budget
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 MARGIN = 1.15  # bfloat16 must win by more than the noise of a shared machine, so that equal runs choose equally
 COMPILE_SECONDS = 45.0  # what compiling costs before the first step, roughly; measured 25 to 60 on two cores
 
@@ -43,14 +48,14 @@ class Choice:
 
 
 class Worker:
-    """The model that runs forward and backward: the master itself, or its bfloat16 copy.
+    """The model that runs forward and backward: the master itself, in int8 with its linear maps told so, or its bfloat16 copy.
 
     Gradients always arrive in float32 on the masters, micro-batch by micro-batch, so that a sum over many of them loses nothing.
     """
 
     def __init__(self, master: LanguageModel, precision: Precision) -> None:
         self.master = master
-        self.model = master if precision == "float32" else copy.deepcopy(master).to(torch.bfloat16)
+        self.model = _computing(master if precision != "bfloat16" else copy.deepcopy(master), precision)
         own = self.model.trainable().values()
         self.pairs = list(zip(own, master.trainable().values(), strict=True))  # what backward fills, and where its gradient belongs
         for name, value in master.moving().items():  # what moves without gradients is one for both, in float32
@@ -84,14 +89,17 @@ def pick_device() -> str:
 def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None], wanted: str) -> tuple[Precision, str]:
     """`wanted`, or for ``auto`` the faster of float32 and bfloat16 for forward and backward of one real micro-batch.
 
-    `step` runs forward and backward on the model given. Gives the choice and the sentence that explains it.
+    `step` runs forward and backward on the model given. Gives the choice and the sentence that explains it. `SettingError` where
+    int8 is wanted and cannot be had.
     """
+    if wanted == "int8":
+        return "int8", f"int8 as set, in {_int8_used(master, step)} linear maps"
     if wanted in ("float32", "bfloat16"):
         return wanted, f"{wanted} as set"  # type: ignore[return-value]
     if master.device.type == "cuda":
         good = torch.cuda.is_bf16_supported()
         return ("bfloat16", "bfloat16: this GPU computes in it") if good else ("float32", "float32: this GPU has no bfloat16")
-    half = copy.deepcopy(master).to(torch.bfloat16)
+    half = _computing(copy.deepcopy(master), "bfloat16")
     wide = copy.deepcopy(master)
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for attempt in range(4):  # in turn, so that a slow moment of the machine hits both; the first round warms up
@@ -103,6 +111,39 @@ def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None
     slow, fast = min(times["float32"]), min(times["bfloat16"])
     chosen: Precision = "bfloat16" if slow > MARGIN * fast else "float32"
     return chosen, f"{chosen}: a pass takes {slow * 1000:.0f} ms in float32, {fast * 1000:.0f} ms in bfloat16"
+
+
+def _computing(model: LanguageModel, precision: Precision) -> LanguageModel:
+    """`model`, changed in place to compute in `precision`."""
+    if precision == "int8":
+        for linear in _int8_maps(model):
+            linear.int8 = True
+    return model.to(torch.bfloat16) if precision == "bfloat16" else model
+
+
+def _int8_maps(model: LanguageModel) -> list[Linear]:
+    """Every linear map but the output head."""
+    tables = model.token_tables()
+    return [module for name, module in model.named_modules() if isinstance(module, Linear) and f"{name}.weight" not in tables]
+
+
+def _int8_used(master: LanguageModel, step: Callable[[LanguageModel], None]) -> int:
+    """How many linear maps compute in int8 in one pass; `SettingError` where none does or the products are not right."""
+    why, used = "", set[int]()
+    if master.device.type != "cpu":
+        why = "is for processors: a GPU computes in bfloat16"
+    elif not int8_is_exact():
+        why = "gives wrong sums on this processor"
+    else:
+        model = _computing(copy.deepcopy(master), "int8").train()
+        for linear in _int8_maps(model):
+            linear.register_forward_hook(lambda module, *_: used.add(id(module)))
+        step(model)
+        why = "" if used else f"has nothing to do in the {master.family.name} family, whose products are not those of linear maps"
+    if why:
+        rule = "auto, float32 or bfloat16"
+        raise SettingError(f"int8 {why}.", path="train.precision", value="int8", rule=rule, hint="Set train.precision=auto.")
+    return len(used)
 
 
 def choose_compile(
@@ -117,7 +158,7 @@ def choose_compile(
     shortest = (4 if cuda else 20) * COMPILE_SECONDS
     if not able or not master.compiles or (budget.seconds is not None and budget.seconds < shortest):
         return False, ""
-    model = copy.deepcopy(master).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    model = _computing(copy.deepcopy(master), precision)
     plain = _seconds(step, model) * passes
     planned = budget.seconds or plain * (budget.steps or 1)
     if planned < shortest:

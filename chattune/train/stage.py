@@ -402,6 +402,13 @@ def _divided(config: TrainConfig, master: LanguageModel, choice: Choice, us: Wor
         return Alone(Worker(master, choice.precision))
     if config.parallel == "ddp":
         return Replicated(Worker(master, choice.precision), us)
+    if choice.precision == "int8":
+        from chattune.core.errors import SettingError
+
+        raise SettingError(
+            "divided weights are not computed with in int8.", path="train.precision", value="int8", rule="auto with parallel=fsdp",
+            hint="Set train.parallel=ddp.",
+        )
     from chattune.train.sharded import Sharded
 
     return Sharded(master, us, choice.precision)
@@ -431,5 +438,5 @@ def _choice(
     if config.compile == "auto" and not (us.size > 1 and config.parallel == "fsdp"):
         compile, sentence = computing.choose_compile(master, step, precision, budget, config.accumulate)
         why += sentence
-    half, compile_all = us.same(float(precision == "bfloat16"), float(compile))
-    return computing.Choice(where, "bfloat16" if half else "float32", bool(compile_all)), why
+    agreed, compile_all = us.same(float(computing.PRECISIONS.index(precision)), float(compile))
+    return computing.Choice(where, computing.PRECISIONS[int(agreed)], bool(compile_all)), why
