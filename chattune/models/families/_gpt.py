@@ -248,7 +248,9 @@ class GPTModel(LanguageModel):
             first = 0 if window is None else max(0, int(slots.min()) - window + 1)
             return _Sight(turn, cache_bias(slots, cache.keys[0].dtype, window, first), False, first)
         window = None if window is not None and window >= time else window
-        if segments is None or (not torch.compiler.is_compiling() and _one_window_a_row(segments)):
+        # A GPU that is asked must be waited for.
+        asked = segments is not None and not segments.is_cuda and not torch.compiler.is_compiling()
+        if segments is None or (asked and _one_window_a_row(segments)):
             return _Sight(turn, causal_bias(time, self.dtype, positions.device, window), window is None)
         return _Sight(turn, window_bias(segments, self.dtype, window), False)
 
