@@ -47,7 +47,7 @@ def split_of(count: int) -> Any:
     return TokenSplit.of(rendered(count), {"pad": 0})
 
 
-def ours(batcher: str, count: int, steps: int, compile: str = "off") -> Measured:
+def ours(batcher: str, count: int, steps: int, **how: str) -> Measured:
     """chattune's loop over the dialogues, put together by `batcher`."""
     from chattune.core.part import kind
     from chattune.tokens.order import Order
@@ -56,7 +56,7 @@ def ours(batcher: str, count: int, steps: int, compile: str = "off") -> Measured
     split = split_of(count)
     cut = windows(split, SHAPE.context)
     order = Order(split, cut, kind("batchers").load(batcher)(), SHAPE.rows * SHAPE.context, SHAPE.context, 0)
-    loop = training(SHAPE, order, compile=compile)
+    loop = training(SHAPE, order, **how)
 
     def step() -> float:
         cursor = order.state_dict()
@@ -154,7 +154,8 @@ def main() -> None:
     found = in_turn(
         {
             "chattune, packed": lambda: ours("packed", count, steps),
-            "chattune, packed and compiled": lambda: ours("packed", count, steps, "on"),
+            "chattune, packed and compiled": lambda: ours("packed", count, steps, compile="on"),
+            "chattune, packed, int8 and compiled": lambda: ours("packed", count, steps, precision="int8", compile="on"),
             "padding to 256": lambda: ours("padded", count, steps),
             "random padding": lambda: random_padding(count, steps),
             "length buckets": lambda: ours("bucketed", count, steps),
@@ -167,7 +168,7 @@ def main() -> None:
         {"TRL": chosen.trl_python} if chosen.trl_python else None,
     )
     bars = {"TRL SFTTrainer, default": (7.0, 12.0), "TRL SFTTrainer, packing": (2.7, 4.0)}
-    for mine in ("chattune, packed", "chattune, packed and compiled"):
+    for mine in (name for name in found if name.startswith("chattune")):
         compare("sft_packing", mine, found, bars, "loss-bearing tokens/s", chosen.json)
     if not chosen.json:
         print("peak memory, GiB: " + ", ".join(f"{name} {memory(runs):.2f}" for name, runs in found.items()))

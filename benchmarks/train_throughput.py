@@ -2,7 +2,8 @@
 
 Models: a (8 layers, d 512, context 256, vocabulary 8192, batch 8×256), b (6 × 384, context 256, characters, batch 16×256; also the
 price of dropout 0.2), c (12 × 768, context 512, vocabulary 50304, batch 2×512). Trainer and the plain loop train transformers'
-Llama of the very shape that chattune trains; nanoGPT's loop trains a GPT-2 of as many parameters. All see the same random tokens,
+Llama of the very shape that chattune trains; nanoGPT's loop trains a GPT-2 of as many parameters. int8 is a setting
+(`train.precision=int8`) whose loss follows float32's (int8_loss.py). All see the same random tokens,
 each in a process of its own, in turn, round by round; medians are quoted.
 
 The share of the measured peak of matrix products, which carries over from one processor to another, counts operations of
@@ -189,6 +190,7 @@ def main() -> None:
     peers: dict[str, Callable[[], Measured]] = {
         "chattune": lambda: ours(shape, steps),
         "chattune, compiled": lambda: ours(shape, steps, compile="on"),
+        "chattune, int8 and compiled": lambda: ours(shape, steps, precision="int8", compile="on"),
         "Hugging Face Trainer, default": lambda: trainer(shape, steps),
         "Hugging Face Trainer, bf16": lambda: trainer(shape, steps, bf16=True),
         "nanoGPT's loop": lambda: nano(shape, steps),
