@@ -79,6 +79,7 @@ def test_the_best_size_is_found_with_an_interval_and_its_edges_are_told() -> Non
 def test_sizes_are_only_compared_at_equal_tokens_and_within_a_family() -> None:
     models = sweep(7e5)
     assert capacity(models[:2]) is None
+    assert capacity([*models, *models]) is None, "two models of one size differ in something else"
     assert capacity([*models[:4], contender("x", 1.0, parameters=1e7, tokens=2e6)]) is None
     assert capacity([*models[:4], contender("x", 1.0, family="lstm", parameters=1e7, tokens=1e6)]) is None
 

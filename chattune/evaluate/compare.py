@@ -58,15 +58,16 @@ def compare(contenders: Sequence[Contender], seed: int = 0) -> dict[str, Any]:
 
 
 def capacity(contenders: Sequence[Contender], seed: int = 0) -> dict[str, Any] | None:
-    """Which size suits the tokens, where at least three sizes of one family saw equally many; else none.
+    """Which size suits the tokens, where at least three models of one family, each of another size, saw equally many; else none.
 
     A parabola of bits per byte over the logarithm of the parameters, fitted to each resample of the conversations: ``best`` is its
     lowest point with a 95 % interval, held within the sizes that were measured; ``edge`` tells where it lies at their end, so that
     the best size may be beyond ("smaller", "larger"). Source: the IsoFLOP profiles of Hoffmann et al. 2022, arXiv:2203.15556.
     """
-    sizes = sorted({each.costs.get("parameters", 0) for each in contenders})
+    sizes = {each.costs.get("parameters", 0) for each in contenders}
     seen = [each.costs.get("tokens", 0) for each in contenders]
-    if len({each.family for each in contenders}) > 1 or len(sizes) < 3 or not min(seen) or max(seen) > (1 + EQUAL) * min(seen):
+    one_family, one_a_size = len({each.family for each in contenders}) == 1, len(sizes) == len(contenders) >= 3
+    if not (one_family and one_a_size and min(seen) > 0 and max(seen) <= (1 + EQUAL) * min(seen)):
         return None
     places = np.log([each.costs["parameters"] for each in contenders])
     sums = np.stack([each.loss.nll / math.log(2) for each in contenders] + [contenders[0].loss.bytes.astype(np.float64)], axis=1)
