@@ -107,7 +107,7 @@ def say(rows: Iterable[dict[str, Any]], as_json: bool, bench: str) -> None:
             print(json.dumps({"bench": bench, **row}), flush=True)
         return
     costs = ("parameters", "operations", "tokens", "tokens_per_second", "memory_bytes", "train_seconds")
-    head = ("model", "bits per byte", "difference to the first", "parameters", "operations/token", "tokens", "tokens/s", "memory", "time")
+    head = ("model", "bits per byte", "difference", "parameters", "operations/token", "tokens", "tokens/s", "memory", "time")
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for row in rows:
         score = row["bits_per_byte"]
