@@ -236,7 +236,7 @@ def test_a_configuration_runs_no_code(damaged: Path, monkeypatch: pytest.MonkeyP
     ("config", "message"),
     [
         ("[]", "holds no settings"), ("{", "cannot be read"), ("{}", "vocab_size is None"),
-        ('{"vocab_size": 1e9}', "vocab_size"), ('{"vocab_size": 400, "model_type": "bert"}', "of type 'bert'"),
+        ('{"vocab_size": 1e9}', "vocab_size"), ('{"vocab_size": 400, "model_type": "nobody"}', "of type 'nobody'"),
         ('{"vocab_size": 400, "chattune": {"family": {"name": "gpt", "width": 33}}}', "describes no model: .*even"),
         ('{"vocab_size": 400, "chattune": 3}', "describes no model"),
         ('{"vocab_size": 400, "chattune": {"family": {"name": "gpt", "layers": 256, "width": 65536}}}', "describes a model of"),

@@ -37,7 +37,8 @@ class Entries:
     """The entries of a ``config.json`` as they are asked for: what does not fit is collected, what nobody asked for is known."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config, self.asked, self.wrong = config, set[str](), list[str]()
+        self.config, self.asked = config, set[str]()
+        self.wrong, self.malformed = list[str](), list[str]()  # what is not covered; what no model could have
 
     def get(self, key: str, default: Any = None) -> Any:
         """The entry, or the default where it is missing or null."""
@@ -49,7 +50,7 @@ class Entries:
         """A whole number from 1 on."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.wrong.append(f"{key} is {value!r}, not a whole number")
+            self.malformed.append(f"{key} is {value!r}, not a whole number")
             return 1
         return value
 
@@ -57,14 +58,14 @@ class Entries:
         """A number above 0, or the default."""
         value = self.get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf):
-            self.wrong.append(f"{key} is {value!r}, not a number above 0")
+            self.malformed.append(f"{key} is {value!r}, not a number above 0")
             return default
         return value
 
     def truth(self, key: str, default: bool = False) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
-            self.wrong.append(f"{key} is {value!r}, not true or false")
+            self.malformed.append(f"{key} is {value!r}, not true or false")
         return bool(value)
 
     def choice(self, key: str, choices: Mapping[str, str], default: str) -> str:
@@ -128,6 +129,9 @@ def family_of(config: Mapping[str, Any], path: str) -> tuple[GPT, list[str]]:
     entries = Entries(config)
     settings = ARCHITECTURES[kind].reads(entries)
     entries.must("quantization_config", None)
+    if entries.malformed:
+        trouble = "; ".join(entries.malformed + entries.wrong)
+        raise CorruptError(f"describes no model: {trouble}.", path=path, value=entries.malformed[0], rule="settings of a model")
     if entries.wrong:
         raise ArtifactError(
             f"{'; '.join(entries.wrong)}.", path=path, value=entries.wrong[0], rule=f"what chattune's gpt covers of {kind}",
@@ -138,9 +142,8 @@ def family_of(config: Mapping[str, Any], path: str) -> tuple[GPT, list[str]]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise CorruptError(
-            f"describes no model: {where} is {first.get('input')!r}: {first['msg']}.", path=path, value=where, rule="settings of a model"
-        ) from None
+        trouble = f"{where} is {first.get('input')!r}: {first['msg']}"
+        raise CorruptError(f"describes no model: {trouble}.", path=path, value=where, rule="settings of a model") from None
     found = architecture_of(family)
     if found is None or found.name != kind:
         family = family.changed(saved_as=kind).resolved()
@@ -186,7 +189,7 @@ def _rope_of(entries: Entries, parameters: Any, theta: float) -> dict[str, Any]:
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, Mapping):
-        entries.wrong.append(f"rope_parameters is {parameters!r}, not a mapping")
+        entries.malformed.append(f"rope_parameters is {parameters!r}, not a mapping")
         return {}
     inner = Entries(parameters)
     kind = inner.get("rope_type", inner.get("type", "default"))
@@ -204,6 +207,7 @@ def _rope_of(entries: Entries, parameters: Any, theta: float) -> dict[str, Any]:
         inner.wrong.append(f"rope_type is {kind!r}, not 'default' or 'linear' or 'llama3'")
     inner.wrong += [f"'{key}' of the rotary positions is not known" for key in inner.ignored()]
     entries.wrong += inner.wrong
+    entries.malformed += inner.malformed
     return found
 
 

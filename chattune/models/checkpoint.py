@@ -100,7 +100,7 @@ def load_model(path: Path) -> LanguageModel:
 def read_directory(path: Path) -> tuple[LanguageModel, Description]:
     """The weights as `load_model` reads them, without an adapter, and what was found: their types, and what was not followed."""
     path = Path(path)
-    family, vocabulary, kind_of_model, ignored = _described(path / CONFIG)
+    family, vocabulary, kind_of_model, ignored, notes = _described(path / CONFIG)
     with Stored(path) as stored:
         _refuse_other_size(family, vocabulary, stored.numbers, stored.path)
         model = family.empty(vocabulary)
@@ -110,7 +110,7 @@ def read_directory(path: Path) -> tuple[LanguageModel, Description]:
         model.load_exported(_Spelt(stored, spelt))
         _refuse_other_head(stored, spare, spelt)
         stored.refuse_if_not_finite()
-        return model.eval(), Description("Hugging Face directory", kind_of_model, stored.counts, (*ignored, *spare))
+        return model.eval(), Description("Hugging Face directory", kind_of_model, stored.counts, (*ignored, *spare), notes)
 
 
 class _Spelt(Mapping[str, "Tensor"]):
@@ -136,8 +136,8 @@ def _refuse_other_head(stored: Stored, spare: list[str], spelt: Mapping[str, str
         refuse(stored.path, [f"{HEAD} differs from {tables or 'the embeddings'}, though both are tied"], "one table, or two")
 
 
-def _described(path: Path) -> tuple[Family, int, str, list[str]]:
-    """Family, vocabulary, the architecture's name, and the entries of ``config.json`` that are not followed."""
+def _described(path: Path) -> tuple[Family, int, str, list[str], tuple[str, ...]]:
+    """Family, vocabulary, the architecture's name, the entries of ``config.json`` that are not followed, and notes."""
     config = files.read_json(path)
     if not isinstance(config, dict):
         raise CorruptError("holds no settings.", path=str(path), rule="a mapping")
@@ -149,15 +149,19 @@ def _described(path: Path) -> tuple[Family, int, str, list[str]]:
         if own is None:
             from chattune.models.architectures import family_of
 
+            kind_of_model = str(config.get("model_type"))
             try:
                 covered, ignored = family_of(config, str(path))
+            except CorruptError:
+                raise
             except ArtifactError as uncovered:
                 other, ignored = _through_transformers(config, uncovered)
-                return other, vocabulary, str(config.get("model_type")), ignored
-            return covered, vocabulary, str(config.get("model_type")), ignored
+                return other, vocabulary, kind_of_model, ignored, (f"computed by transformers, since it {uncovered.message}",)
+            return covered, vocabulary, kind_of_model, ignored, ()
         described = own.get("family")
         _refuse_unknown_code(described, path)
-        return choose(Family, described), vocabulary, str(described["name"]), ["chattune.adapter"] if own.get("adapter") else []
+        beside = ["chattune.adapter"] if own.get("adapter") else []
+        return choose(Family, described), vocabulary, str(described["name"]), beside, ()
     except (ValidationError, PydanticCustomError, AttributeError) as error:
         first = str(error).strip().splitlines()
         raise CorruptError(f"describes no model: {' '.join(first)[:300]}", path=str(path), rule="the settings of a family") from None

@@ -44,5 +44,5 @@ def described(path: Path) -> tuple[Family, int]:
     from chattune.core.gguf import read_gguf
     from chattune.models import gguf
 
-    family, vocabulary, *_ = gguf._described(read_gguf(path))
+    family, vocabulary, *_ = gguf.described(read_gguf(path))
     return family, vocabulary

@@ -50,7 +50,7 @@ def read_gguf_model(path: Path) -> tuple[LanguageModel, Description]:
     of another shape or not finite.
     """
     file = read_gguf(Path(path))
-    family, vocabulary, ignored, notes = _described(file)
+    family, vocabulary, ignored, notes = described(file)
     model: GPTModel = family.empty(vocabulary)  # type: ignore[assignment]
     expected = {piece.name: _shape(model, name, piece) for name in model.state_dict() for piece in pieces(model, name)}
     spare = {FACTORS} | ({"output.weight"} if family.tied else set())
@@ -351,7 +351,7 @@ def _require_library(file: GgufFile) -> None:
 # Metadata
 
 
-def _described(file: GgufFile) -> tuple[GPT, int, list[str], list[str]]:
+def described(file: GgufFile) -> tuple[GPT, int, list[str], list[str]]:
     """Family, vocabulary, entries that are not followed, notes."""
     name = file.metadata.get("general.architecture")
     if name not in _CONFIGS:
@@ -377,11 +377,11 @@ def _described(file: GgufFile) -> tuple[GPT, int, list[str], list[str]]:
         if (value := entries.get(key, none)) not in (none, 0, 0.0):
             entries.wrong.append(f"{key} is {value!r}")
     config = {**_CONFIGS[name](entries, file), "tie_word_embeddings": _tied(file), "vocab_size": vocabulary}
-    if entries.wrong:
+    if trouble := "; ".join(entries.wrong + entries.malformed):
         raise ArtifactError(
-            f"{'; '.join(entries.wrong)}.", path=str(file.path), value=entries.wrong[0], rule=f"what chattune's gpt covers of {name}",
+            f"{trouble}.", path=str(file.path), value=name, rule=f"what chattune's gpt covers of {name}",
             hint="Import the model's Hugging Face directory instead.",
-        )
+        )  # fmt: skip
     family, _ = family_of(config, str(file.path))
     general = [key for key in file.metadata if key.partition(".")[0] not in (name, "general", "tokenizer", "GGUF", "quantize", "split")]
     ignored = sorted([*general, *(f"{name}.{key}" for key in entries.config.keys() - entries.asked)])
@@ -456,7 +456,7 @@ def _llama(entries: Entries, file: GgufFile) -> dict[str, Any]:
     window = entries.get("attention.sliding_window")
     config = {**_common(entries, "llama" if window is None else "mistral"), **_rope(entries)}
     biased = {name: f"blk.0.{name}.bias" in file.tensors for name in ("attn_q", "attn_output", "ffn_gate")}
-    if FACTORS in file.tensors and not entries.wrong:
+    if FACTORS in file.tensors and not entries.malformed:
         config["rope_parameters"] = _from_factors(config, file)
     return config | {
         "hidden_act": "silu", "attention_bias": biased["attn_q"] or biased["attn_output"], "mlp_bias": biased["ffn_gate"],
