@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous as meet
 
 from chattune.core import processes
 from chattune.core.errors import RankError
@@ -44,9 +46,10 @@ class World:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
                 backend = "cpu:gloo,cuda:nccl"
             with _reaching(processes.rank()):
-                dist.init_process_group(
-                    backend, init_method=rendezvous or "env://", rank=processes.rank(), world_size=processes.count(), timeout=PATIENCE
-                )
+                shared, rank, size = next(meet(rendezvous or "env://", processes.rank(), processes.count()))
+                store = PrefixStore(_attempt(), shared)
+                store.set_timeout(PATIENCE)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -82,6 +85,13 @@ class World:
     def totals(self, values: Sequence[float]) -> list[float]:
         """Each number summed over all processes, in float64."""
         return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64))]
+
+
+def _attempt() -> str:
+    """A name for this start of the processes. torchrun keeps one store over its restarts, where the addresses of processes that are
+    gone would be called again. Over several machines their counts may differ, and `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` helps."""
+    one_machine = processes.beside() == processes.count()
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if one_machine else "attempt"
 
 
 @contextlib.contextmanager
