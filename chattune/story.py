@@ -161,6 +161,7 @@ def run(
     if name is not None:
         check_name(name)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe, overrides)
+    _refuse_without_start(recipe)
     say_derived(recipe)
     place = Home(Path(home))
     made: dict[str, Path] = {}
@@ -179,6 +180,18 @@ def run(
     report = made.get("evaluate")
     model = made.get("train", list(made.values())[-1])
     return Result(model, report / "report.html" if report else None, made, summary(model, place.path))
+
+
+def _refuse_without_start(recipe: Recipe) -> None:
+    """Before any work: adapters and trials belong to a model that is started from."""
+    train = recipe.sections["train"]
+    needing = [name for name in ("adapter", "trial") if getattr(train, name, None) is not None]
+    if needing and recipe.sections["import"].path is None:
+        raise SettingError(
+            f"train.{needing[0]} needs a model to start from.", path="import.path", value=None,
+            rule="a Hugging Face directory, a GGUF file or a Python package that ships one",
+            hint=f"Set import.path, or leave train.{needing[0]} out.",
+        )
 
 
 def settled(recipe: Recipe, inputs: Mapping[str, Artifact | None]) -> Recipe:

@@ -74,7 +74,8 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(told: Result, raw_logs
     recipe = Recipe.read(_recipe(raw_logs), [*TINY, "train.steps=21"])
     for name in ("collect", "prepare"):
         stage = story.load_stage(name)
-        found, _ = story.ask(stage, recipe.of(stage), story.inputs_from(stage, story.chain_up([told.run])), place)
+        made_from = story.inputs_from(stage, story.chain_up([told.runs["collect"]]))
+        found, _ = story.ask(stage, recipe.of(stage), made_from, place)
         assert found == told.runs[name]
     train = story.load_stage("train")
     found, _ = story.ask(train, recipe.of(train), story.inputs_from(train, story.chain_up([told.runs["prepare"]])), place)

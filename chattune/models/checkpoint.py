@@ -103,6 +103,9 @@ def read_directory(path: Path) -> tuple[LanguageModel, Description]:
     family, vocabulary, kind_of_model, ignored, notes = _described(path / CONFIG)
     with Stored(path) as stored:
         _refuse_other_size(family, vocabulary, stored.numbers, stored.path)
+        if family.name == "hf" and not files.read_json(path / CONFIG).get("chattune"):
+            read = _read_by_library(path, stored, family, vocabulary)
+            return read, Description("Hugging Face directory", kind_of_model, stored.counts, tuple(ignored), notes)
         model = family.empty(vocabulary)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.exported()[0].items()}
         spelt, spare = spelling(shapes, stored)
@@ -111,6 +114,33 @@ def read_directory(path: Path) -> tuple[LanguageModel, Description]:
         _refuse_other_head(stored, spare, spelt)
         stored.refuse_if_not_finite()
         return model.eval(), Description("Hugging Face directory", kind_of_model, stored.counts, (*ignored, *spare), notes)
+
+
+def _read_by_library(path: Path, stored: Stored, family: Family, vocabulary: int) -> LanguageModel:
+    """A model whose stored names only transformers knows: it renames as it reads. Of the directory it is given weights alone."""
+    import torch
+
+    from chattune.models.families._hf import HFModel
+
+    if (path / "adapter_config.json").exists():
+        raise ArtifactError(
+            "holds an adapter beside a model.", path=str(path / "adapter_config.json"), rule="a whole model",
+            hint="Merge the adapter into the model first.",
+        )
+    for name in stored:
+        stored[name]
+    stored.refuse_if_not_finite()
+    model = family.empty(vocabulary)
+    assert isinstance(model, HFModel)
+    read, told = type(model.network).from_pretrained(
+        path, config=model.network.config, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+        output_loading_info=True,
+    )  # fmt: skip
+    wrong = [f"lacks {name}" for name in sorted(told["missing_keys"])]
+    wrong += [f"has the unknown tensor {name}" for name in sorted(told["unexpected_keys"])]
+    refuse(stored.path, [*wrong, *(f"{each[0]} has another shape" for each in told["mismatched_keys"])], "the tensors of config.json")
+    model.network.load_state_dict(read.state_dict())
+    return model.eval()
 
 
 class _Spelt(Mapping[str, "Tensor"]):
@@ -181,9 +211,9 @@ def _through_transformers(config: Mapping[str, Any], uncovered: ArtifactError) -
 
     code = [key for key in config if key in _CODE or "attn_implementation" in key or "experts_implementation" in key]
     try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        if config.get("model_type") not in known:
+        if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise uncovered
         return HF(config={key: value for key, value in config.items() if key not in code}).resolved(), code
     except (ImportError, ValidationError):

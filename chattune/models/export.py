@@ -12,11 +12,11 @@ from chattune.models.checkpoint import CARD, CONFIG, Checkpoint
 from chattune.models.stored import WEIGHTS
 from chattune.tokens.control import GENERATION, TOKENIZER_FILES
 
-_ADAPTER = "adapter"  # the folder of a checkpoint that holds what was trained beside the weights
-
 
 def to_hugging_face(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Copy what transformers reads to the new directory `out`; gives ``path``, ``bytes`` and ``notes``."""
+    from chattune.models.adapters._files import FOLDER
+
     config = files.read_json(checkpoint.path / CONFIG)
     if "model_type" not in config:
         family = config["chattune"]["family"]["name"]
@@ -31,16 +31,17 @@ def to_hugging_face(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     with files.new_directory(out) as folder:
         for name in names:
             shutil.copyfile(checkpoint.path / name, folder / name)
-        if (checkpoint.path / _ADAPTER).is_dir():
-            shutil.copytree(checkpoint.path / _ADAPTER, folder / _ADAPTER)
+        if (checkpoint.path / FOLDER).is_dir():
+            shutil.copytree(checkpoint.path / FOLDER, folder / FOLDER)
     return {"path": str(out), "bytes": _size(out), "notes": notes}
 
 
 def to_gguf(checkpoint: Checkpoint, out: Path, kind: str) -> dict[str, Any]:
     """Write one file of numbers of the `kind` (f32, f16, bf16, q8_0); gives ``path``, ``bytes`` and ``notes``."""
-    from chattune.models.gguf import write_gguf
+    from chattune.models.gguf import Type, write_gguf
 
-    notes = write_gguf(checkpoint.model(), checkpoint.path, out, kind)
+    kinds: dict[str, Type] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+    notes = write_gguf(checkpoint.model(), checkpoint.path, out, kinds[kind])
     return {"path": str(out), "bytes": _size(out), "notes": notes}
 
 
