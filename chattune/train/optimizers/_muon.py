@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan 2024: steepest at 0, singular values end within about 0.7 … 1.2
+NEAR = 0.1  # how far from 1 singular values may end
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -103,12 +105,11 @@ def _divided_like(change: Tensor, parameter: Any) -> Tensor:
 
 
 def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
-    """(count, rows, columns) → nearly the U·Vᵀ of each matrix' U·S·Vᵀ, by a quintic Newton–Schulz iteration.
+    """(count, rows, columns) → nearly the U·Vᵀ of each matrix' U·S·Vᵀ, by as many quintic polynomials as `iterations` says.
 
     For matrices at least 1.5 times as long as wide the iteration runs on their square Gram matrix, which gives the same
     polynomial for fewer multiplications. Float32: on CPUs bfloat16 products of this size were slower (RESULTS.md).
     """
-    a, b, c = QUINTIC
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x.float() / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32) + 1e-7)
@@ -117,7 +118,7 @@ def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
     gram = x @ x.mT
     if x.shape[-1] >= 1.5 * x.shape[-2]:
         product: Tensor | None = None
-        for left in reversed(range(iterations)):
+        for left, (a, b, c) in zip(reversed(range(iterations)), polynomials(iterations), strict=True):
             factor = added(gram, gram, gram, beta=b, alpha=c)  # p(G) = a·1 + b·G + c·G²
             factor.diagonal(dim1=-2, dim2=-1).add_(a)
             product = factor if product is None else factor @ product
@@ -125,12 +126,55 @@ def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
                 gram = factor @ (factor @ gram)  # the Gram matrix of p(G)·X; all of these commute
         x = x if product is None else product @ x
     else:
-        for left in reversed(range(iterations)):
+        for left, (a, b, c) in zip(reversed(range(iterations)), polynomials(iterations), strict=True):
             x = added(x, added(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             if left:
                 gram = x @ x.mT
     x = x[None] if alone else x
     return x.mT if tall else x
+
+
+@cache
+def polynomials(count: int) -> tuple[tuple[float, float, float], ...]:
+    """(a, b, c) of `count` polynomials a·s + b·s³ + c·s⁵ that, one after the other, bring all singular values from some smallest
+    one up to 1 as near to 1 as polynomials can. The smallest one is where `NEAR` is just kept: 0.08, 0.02, 0.005 and 0.001 for two
+    to five of them; smaller ones grow, but not all the way.
+
+    Source: Amsel et al. 2025, "The Polar Express", arXiv:2505.16932: each is the best approximation on what the one before left.
+    """
+    low, high = 1e-12, 1.0
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if _chain(middle, count)[1] > NEAR else (low, middle)
+    return _chain(high, count)[0]
+
+
+def _chain(smallest: float, count: int) -> tuple[tuple[tuple[float, float, float], ...], float]:
+    """The polynomials for singular values from `smallest` to 1, and how far from 1 the last one leaves them."""
+    found, low, high, error = [], smallest, 1.0, 1.0 - smallest
+    for _ in range(count):
+        polynomial, error = _best_quintic(low, high)
+        found.append(polynomial)
+        low, high = 1.0 - error, 1.0 + error
+    return tuple(found), error
+
+
+def _best_quintic(low: float, high: float) -> tuple[tuple[float, float, float], float]:
+    """The odd quintic whose largest distance from 1 between `low` and `high` is least, and that distance (Remez' exchange)."""
+    if high - low < 1e-7:  # every polynomial with p(1) = 1, p'(1) = p''(1) = 0
+        return (1.875, -1.25, 0.375), 0.0
+    inner = [low + (high - low) * share for share in (0.25, 0.75)]
+    polynomial, error = (0.0, 0.0, 0.0), 1.0
+    for _ in range(100):
+        s = np.array([low, *inner, high])
+        # The distance is the same at four places and changes its sign from one to the next.
+        a, b, c, signed = np.linalg.solve(np.stack([s, s**3, s**5, [1.0, -1.0, 1.0, -1.0]], axis=1), np.ones(4))
+        polynomial, before, error = (float(a), float(b), float(c)), error, abs(float(signed))
+        root = max(9 * b * b - 20 * a * c, 0.0) ** 0.5  # where a + 3b·s² + 5c·s⁴ = 0
+        inner = [max((-3 * b + sign * root) / (10 * c), 0.0) ** 0.5 for sign in (-1, 1)]
+        if abs(error - before) <= 1e-13:
+            break
+    return polynomial, error
 
 
 def _gradient(parameter: Tensor) -> Tensor:
