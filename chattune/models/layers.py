@@ -133,7 +133,25 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _relu_squared(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+    if _has_fused_kernels(x):
+        return F.relu(x).square()
+    squared: Tensor = _ReLUSquared.apply(x)  # type: ignore[no-untyped-call]
+    return squared
+
+
+class _ReLUSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        result: Tensor = (gradient * positive).mul_(2.0)
+        return result
 
 
 # (…, 2·hidden) → (…, hidden): gate and up side by side. Source: Shazeer 2020, arXiv:2002.05202.

@@ -306,7 +306,7 @@ def test_orthogonalised_equals_the_plain_iteration_for_every_shape(shape: tuple[
     x = np.random.default_rng(2).normal(size=(count, *shape))
     got = orthogonalised(torch.tensor(x, dtype=torch.float32), 5).numpy()
     want = np.stack([textbook_orthogonalised(m, 5) for m in x])
-    np.testing.assert_allclose(got, want, atol=6e-3)  # float32 rounding, grown by slopes of up to 26 at the upper end of each polynomial
+    np.testing.assert_allclose(got, want, atol=6e-3)  # float32 rounding, grown by slopes of up to 26 where each polynomial ends
 
 
 def composed(count: int, s: np.ndarray) -> np.ndarray:

@@ -20,14 +20,15 @@ class Muon(Optimizer):
     Cost: 4 bytes a matrix weight (AdamW: 8); some 20 matrix products of the layer's size a step.
     Start with: lr 0.02, adamw_lr as for AdamW alone times 3.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon, with their factor √max(1, rows/columns) on the rate; decoupled
-    decay as in Liu et al. 2025, arXiv:2502.16982; polynomials of Amsel et al. 2025, arXiv:2505.16932, instead of one fixed quintic: five
-    bring singular values from 0.001 of the norm on within a tenth of 1 (the fixed one within 0.7 and 1.2). Momentum is an average, (1 − μ)·g added: the scale cancels.
+    decay as in Liu et al. 2025, arXiv:2502.16982; instead of one fixed quintic the polynomials of Amsel et al. 2025,
+    arXiv:2505.16932: five bring singular values from 0.001 of the norm on within a tenth of 1 (the fixed one: 0.7 to 1.2).
+    Momentum is an average, (1 − μ)·g added: the scale cancels.
     """
 
     lr: float | None = setting(0.02, "peak learning rate of the matrices", above=0.0, high=10.0, log=True, search=(0.005, 0.05))
     adamw_lr: float = setting(3e-3, "peak learning rate of everything else", above=0.0, high=1.0, log=True, search=(5e-4, 1e-2))
     momentum: float = setting(0.95, "decay of the average of gradients; Nesterov's form", low=0.0, below=1.0, search=(0.9, 0.98))
-    iterations: int = setting(5, "polynomials that orthogonalise; each one more reaches four times smaller singular values", low=1, high=20)
+    iterations: int = setting(5, "polynomials that orthogonalise; each more reaches four times smaller singular values", low=1, high=20)
     weight_decay: float = setting(0.1, "share of a weight removed a step, times its rate; not norms or biases", low=0.0, high=10.0)
     beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", low=0.0, below=1.0)
     beta2: float = setting(0.95, "AdamW: decay of the mean of squared gradients", low=0.0, below=1.0)
