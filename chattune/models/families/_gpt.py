@@ -65,6 +65,7 @@ class _Attention(nn.Module):
         self.output = Linear(self.heads * self.head, family.width, family.biases in ("attention", "all"))
         self.query_norm = family.norm.build(self.head) if family.qk_norm else None
         self.key_norm = family.norm.build(self.head) if family.qk_norm else None
+        self.prefix: nn.Module | None = None  # keys and values before all others, from an adapter
         self.drop = 0.0
 
     def forward(self, x: Tensor, frame: _Frame) -> Tensor:
@@ -79,7 +80,10 @@ class _Attention(nn.Module):
         if frame.cache is not None and frame.slots is not None:
             k, v = frame.cache.write(self.layer, frame.slots, k, v)
             k, v, q = k[:, :, sight.first :], v[:, :, sight.first :], q.to(k.dtype)
-        mixed = attention(q, k, v, sight.bias, sight.causal, self.drop if self.training else 0.0, self.scale, self.cap)
+        bias = sight.bias
+        if self.prefix is not None:
+            k, v, bias = self.prefix(k, v, bias)
+        mixed = attention(q, k, v, bias, sight.causal, self.drop if self.training else 0.0, self.scale, self.cap)
         return self.output(mixed.transpose(1, 2).reshape(rows, time, -1).to(x.dtype))  # type: ignore[no-any-return]
 
     def _normed(self, both: Tensor) -> Tensor:
