@@ -55,12 +55,10 @@ class _Attention(nn.Module):
         rows, time, _ = x.shape
         q = self.query(x).view(rows, time, self.heads, self.head)
         q = rotate(self.query_norm(q), place.cos, place.sin).transpose(1, 2).to(k.dtype)
-        bias = place.bias.to(k.dtype)
         if self.bias_key is not None and self.bias_value is not None:
             k = torch.cat((self._slot(self.bias_key, rows, k.dtype), k), 2)
             v = torch.cat((self._slot(self.bias_value, rows, v.dtype), v), 2)
-            bias = F.pad(bias, (1, 0))
-        mixed = attention(q, k, v, bias, drop=self.drop if self.training else 0.0)
+        mixed = attention(q, k, v, place.bias.to(k.dtype), drop=self.drop if self.training else 0.0)
         return self.output(mixed.transpose(1, 2).reshape(rows, time, -1).to(x.dtype))  # type: ignore[no-any-return]
 
     def _slot(self, nothing: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
@@ -202,7 +200,7 @@ class EncoderDecoderModel(LanguageModel):
             x = block(x, place, None, None)
         encoded = self.encoder_norm(x)
         x, place = embedded, _Place(cos, sin, self._bias((same & (apart == 0)).tril()))
-        looking_back = _Place(cos, sin, self._bias(same & (apart > 0)))
+        looking_back = _Place(cos, sin, F.pad(self._bias(same & (apart > 0)), (1, 0)))  # the slot of nothing stands first
         for block in self.decoder:
             keys, values = _crossed(block, encoded, cos, sin)
             x = block(x, place, _Memory(keys, values, looking_back), None)
@@ -225,7 +223,7 @@ class EncoderDecoderModel(LanguageModel):
         known = cache.turns[:, None, :end]
         keys = torch.arange(end, device=ids.device)
         place = _Place(cos, sin, self._bias((known == turns[:, :, None]) & (keys <= slots[:, :, None])))
-        looking_back = _Place(cos, sin, self._bias(known[:, :, :past] < turns[:, :, None]))
+        looking_back = _Place(cos, sin, F.pad(self._bias(known[:, :, :past] < turns[:, :, None]), (1, 0)))
         x = self._embedded(ids)
         for layer, block in enumerate(self.decoder):
             crossed = cache.layers + layer
