@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +115,13 @@ def _say(summary: dict[str, Any]) -> None:
         f"{', '.join(f'{kind} {count}' for kind, count in summary['weights'].items())}; license: {summary['license'] or 'not said'})",
         markup=False,
     )
-    ends = ", ".join(summary["ends"].values())
-    talk().print(f"import  {summary['vocabulary']:,} tokens, a context of {summary['context']:,}, replies end with {ends}", markup=False)
+    ends, sizes = ", ".join(summary["ends"].values()), f"{summary['vocabulary']:,} tokens, a context of {summary['context']:,}"
+    talk().print(f"import  {sizes}, replies end with {ends}", markup=False)
     for note in summary["notes"]:
         talk().print(f"import  {note}", markup=False)
 
 
 def _card(source: Source, summary: dict[str, Any]) -> str:
-    import json
-
     license = f"license: {json.dumps(summary['license'])}\n" if summary["license"] else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{license}tags:\n- chattune\n- conversational\n---\n\n"
