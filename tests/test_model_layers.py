@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chattune.core.part import kind
 from chattune.models import layers
@@ -122,9 +123,8 @@ def test_dropout_passes_gradients_where_it_kept_and_is_nothing_at_zero() -> None
 @pytest.mark.requirement("R072")
 def test_residual_connections_let_a_deep_stack_learn() -> None:
     def loss_after_training(residual: bool) -> float:
-        model = kind("families").load("gpt")(layers=12, width=32, heads=2, context=16, init_outputs="same").build(64, seed=0)
-        if not residual:
-            model.blocks = nn.ModuleList(_WithoutResiduals(block) for block in model.blocks)
+        shape = {"layers": 12, "width": 32, "heads": 2, "context": 16, "init_outputs": "same", "residual": residual}
+        model = kind("families").load("gpt")(**shape).build(64, seed=0)
         ids = torch.randint(0, 64, (8, 16), generator=torch.Generator().manual_seed(0))
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(40):
@@ -139,11 +139,107 @@ def test_residual_connections_let_a_deep_stack_learn() -> None:
     assert without > 0.8 * math.log(64), "the plain stack stays near chance"
 
 
-class _WithoutResiduals(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
+def test_a_linear_map_adds_its_bias() -> None:
+    plain, biased = layers.Linear(4, 3), layers.Linear(4, 3, bias=True)
+    with torch.no_grad():
+        for map_ in (plain, biased):
+            map_.weight.copy_(torch.arange(12.0).view(3, 4))
+        assert biased.bias is not None and plain.bias is None
+        biased.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x = torch.ones(2, 4)
+    assert torch.equal(plain(x), torch.tensor([[6.0, 22.0, 38.0]] * 2))
+    assert torch.equal(biased(x), plain(x) + biased.bias)
 
-    def forward(self, x: Tensor, frame: object) -> Tensor:
-        x = self.block.attention(self.block.attention_norm(x), frame)
-        return self.block.feed_forward(self.block.feed_forward_norm(x))
+
+def test_a_norm_with_an_offset_begins_plain_and_keeps_its_weights_around_zero() -> None:
+    norm, plain, x = layers.RMSNorm(8, 1e-5, offset=1.0), layers.RMSNorm(8, 1e-5), numbers(3, 8, dtype=torch.float32)
+    assert not norm.weight.detach().any()
+    torch.testing.assert_close(norm(x), plain(x), atol=0, rtol=0)
+    with torch.no_grad():
+        norm.weight.add_(0.5)
+        plain.weight.add_(0.5)
+    torch.testing.assert_close(norm(x), plain(x), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("geglu", lambda g: g * (1 + torch.erf(g / math.sqrt(2))) / 2),
+        ("geglu_tanh", lambda g: g * (1 + torch.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))) / 2),
+        ("reglu", lambda g: g.clamp(min=0)),
+        ("swiglu", lambda g: g / (1 + torch.exp(-g))),
+    ],
+)
+def test_gated_activations_are_their_formulas(name: str, formula: Callable[[Tensor], Tensor]) -> None:
+    x = numbers(2, 3, 8).requires_grad_()
+    torch.testing.assert_close(layers.GATED[name](x), formula(x[..., :4]) * x[..., 4:], atol=EXACT, rtol=EXACT)
+    assert torch.autograd.gradcheck(layers.GATED[name], (x,))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu", lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2),
+        ("gelu_tanh", lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+        ("relu", lambda x: x.clamp(min=0)),
+        ("relu_squared", lambda x: x.clamp(min=0) ** 2),
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+    ],
+)
+def test_plain_activations_are_their_formulas(name: str, formula: Callable[[Tensor], Tensor]) -> None:
+    x = numbers(2, 3, 8).requires_grad_()
+    torch.testing.assert_close(layers.PLAIN[name](x), formula(x), atol=EXACT, rtol=EXACT)
+    assert torch.autograd.gradcheck(layers.PLAIN[name], (x,))
+
+
+def test_a_soft_cap_is_nearly_nothing_for_small_numbers_and_never_passed() -> None:
+    x = torch.tensor([0.01, -0.01, 3.0, 1e4, -1e4], dtype=torch.float64)
+    capped = layers.softcap(x, 5.0)
+    torch.testing.assert_close(capped[:2], x[:2], atol=1e-7, rtol=0)  # x − x³/75
+    torch.testing.assert_close(capped[2], 5 * torch.tanh(torch.tensor(0.6, dtype=torch.float64)), atol=EXACT, rtol=0)
+    assert capped[3:].tolist() == [5.0, -5.0]
+
+
+def test_capped_and_scaled_attention_is_its_formula_and_its_gradient_is_right() -> None:
+    q, k, v = (numbers(1, heads, 6, 8, seed=heads + i).requires_grad_() for i, heads in enumerate((4, 2, 2)))
+    bias = layers.causal_bias(6, q.dtype, q.device, window=3)
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k.repeat_interleave(2, 1)) * 0.7
+    wanted = torch.einsum("bhts,bhsd->bhtd", (2 * torch.tanh(scores / 2) + bias).softmax(-1), v.repeat_interleave(2, 1))
+    found = layers.attention(q, k, v, bias, scale=0.7, cap=2.0)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
+    assert torch.autograd.gradcheck(lambda q, k, v: layers.attention(q, k, v, bias, scale=0.7, cap=2.0), (q, k, v))
+
+
+@pytest.mark.parametrize("window", [1, 3, 12, None])
+def test_biases_let_each_place_see_its_window_and_no_more(window: int | None) -> None:
+    time = 12
+    reach = window or time
+    wanted = torch.tensor([[0 <= query - key < reach for key in range(time)] for query in range(time)])
+    assert torch.equal(layers.causal_bias(time, torch.float32, torch.device("cpu"), window)[0, 0] == 0, wanted)
+    segments = torch.tensor([[0] * 5 + [1] * 6 + [-1]])
+    same = segments[0, :, None] == segments[0, None, :]
+    assert torch.equal(layers.window_bias(segments, torch.float32, window)[0, 0] == 0, wanted & same)
+    slots = torch.tensor([[4, 5], [10, 11]])  # two rows of different lengths, two tokens each
+    for first in (0, max(0, 5 - reach)):
+        found = layers.cache_bias(slots, torch.float32, window, first)
+        assert found is not None
+        assert torch.equal(found[:, 0] == 0, wanted[slots][:, :, first:])
+
+
+def test_decoding_needs_no_bias_where_every_token_sees_all_keys() -> None:
+    one = torch.tensor([[7], [7]])
+    assert layers.cache_bias(one, torch.float32) is None
+    assert layers.cache_bias(one, torch.float32, window=8) is None
+    assert layers.cache_bias(one, torch.float32, window=4, first=4) is None
+    assert layers.cache_bias(one, torch.float32, window=4) is not None
+    assert layers.cache_bias(torch.tensor([[7], [6]]), torch.float32) is not None
+
+
+def test_llama3_scaling_stretches_long_wavelengths_only() -> None:
+    speeds = layers.rotary_speeds(64, 500000.0, torch.device("cpu"))
+    scaled = layers.llama3_speeds(speeds, 8.0, 1.0, 4.0, 8192)
+    length = 2 * math.pi / speeds
+    assert torch.equal(scaled[length < 8192 / 4], speeds[length < 8192 / 4])
+    torch.testing.assert_close(scaled[length > 8192], speeds[length > 8192] / 8, atol=0, rtol=1e-6)
+    between = (length >= 8192 / 4) & (length <= 8192)
+    assert bool(between.any()) and bool(((scaled > speeds / 8) & (scaled < speeds))[between].all())
