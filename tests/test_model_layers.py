@@ -192,6 +192,13 @@ def test_plain_activations_are_their_formulas(name: str, formula: Callable[[Tens
     assert torch.autograd.gradcheck(layers.PLAIN[name], (x,))
 
 
+def test_turning_by_position_has_the_gradient_of_turning_back() -> None:
+    x, angle = numbers(2, 3, 2, 6).requires_grad_(), numbers(2, 3, 1, 3)
+    turned = layers.rotate(x, angle.cos(), angle.sin())
+    torch.testing.assert_close(layers.rotate(turned, angle.cos(), -angle.sin()), x, atol=EXACT, rtol=EXACT)
+    assert torch.autograd.gradcheck(lambda x: layers.rotate(x, angle.cos(), angle.sin()), (x,))
+
+
 def test_a_soft_cap_is_nearly_nothing_for_small_numbers_and_never_passed() -> None:
     x = torch.tensor([0.01, -0.01, 3.0, 1e4, -1e4], dtype=torch.float64)
     capped = layers.softcap(x, 5.0)

@@ -203,8 +203,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Source: Su et al. 2021, arXiv:2104.09864 (there the pairs are neighbours; a permutation of the weights turns one into the other).
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if _has_fused_kernels(x):
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, sin, -1.0), None, None  # a turn's transpose is the turn back
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    result = torch.empty_like(x)
+    for own, other, out, sign in zip(x.chunk(2, dim=-1), x.chunk(2, dim=-1)[::-1], result.chunk(2, dim=-1), (-way, way), strict=True):
+        torch.mul(own, cos, out=out).addcmul_(other, sin, value=sign)
+    return result
 
 
 def causal_bias(time: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
