@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from material import TINY, write_raw_logs
+from material import THINGS, TINY, write_raw_logs
 
 from chattune.core.artifact import Home
 from chattune.core.config import validate
@@ -26,8 +26,11 @@ from chattune.train import trial
 from chattune.train.config import TrainConfig
 from chattune.train.state import Snapshots, steps
 
-QUICK = {"steps": 6, "batch_tokens": 256, "threads": 1, "precision": "float32", "compile": "off", "evaluations": 1}
-LORA = {"name": "lora", "rank": 4, "alpha": 8.0}
+QUICK = {
+    "optimizer": {"name": "adamw", "lr": 0.01}, "steps": 6, "batch_tokens": 256, "threads": 1, "precision": "float32", "compile": "off",
+    "evaluations": 1,
+}  # fmt: skip
+LORA = {"name": "lora", "rank": 8, "alpha": 16.0}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return run(sources, [*TINY, "model.kv_heads=1"], home=folder / "runs", name="base", until="train")
 
 
-def tuned(base: Result, settings: Mapping[str, Any], *, start: bool = True, seed: int = 0) -> Path:
-    """The address of a training from the base's weights on its own tokens, planned and not yet done."""
+@pytest.fixture(scope="module")
+def domain(base: Result) -> Result:
+    """In the same home, conversations about orders, as the base's tokenizer reads them."""
+    place = base.run.parent.parent / "orders.txt"
+    orders = "Anna: order {n} boxes of {t} for me\nBot: your order of {t} is on its way.\nAnna: how much are the {t}?\nBot: {n} coins.\n"
+    place.write_text("\n".join(orders.format(n=2 + number % 7, t=thing) for number, thing in enumerate(THINGS)), "utf-8")
+    settings = {"collect": {"sources": str(place), "splits": [0.5, 0.25, 0.25]}, "prepare": {"tokenizer": str(base.runs["prepare"])}}
+    return run(settings, home=base.run.parent, until="prepare")
+
+
+def tuned(base: Result, settings: Mapping[str, Any], *, start: bool = True, seed: int = 0, on: Result | None = None) -> Path:
+    """The address of a training from the base's weights, on its own tokens or those of `on`, planned and not yet done."""
     stage = load_stage("train")
-    tokens, checkpoint = TokenSet.open(base.runs["prepare"]), Checkpoint.open(base.runs["train"])
+    tokens, checkpoint = TokenSet.open((on or base).runs["prepare"]), Checkpoint.open(base.runs["train"])
     config = validate(TrainConfig, {**QUICK, **settings}, prefix="train")
     family = checkpoint.model().family
     return plan(
@@ -105,15 +118,15 @@ def test_interrupted_fine_tuning_continues_to_the_bit(base: Result, settings: di
     more = {**settings, "steps": 8, "accumulate": 2, "regularizers": [{"name": "ema", "decay": 0.5}]}
     whole, parts = tuned(base, more), tuned(base, {**more, "save_steps": 3})
     execute(whole)
-    plain = loop.Training.step
+    plain = loop.Training.advance
 
-    def ended(training: loop.Training) -> dict[str, float]:
+    def ended(training: loop.Training) -> None:
         if training.state.step == 5:
             raise Interrupted(15, "the power went")
-        return plain(training)
+        plain(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "step", ended)
+        patch.setattr(loop.Training, "advance", ended)
         with pytest.raises(Interrupted):
             execute(parts)
     snapshot = Snapshots(parts / "state").at(steps(parts / "state")[-1])
@@ -171,11 +184,13 @@ def test_an_adapter_brings_its_own_optimizer_unless_told_otherwise() -> None:
         return validate(TrainConfig, settings).optimizer.dump()
 
     assert optimizer()["name"] == "muon"
-    assert (optimizer(adapter="lora")["name"], optimizer(adapter="lora")["lr"]) == ("adamw", 5e-4)
+    assert (optimizer(adapter="lora")["name"], optimizer(adapter="lora")["lr"]) == ("adamw", None)
+    assert (optimizer(adapter="prefix")["name"], optimizer(adapter="prefix", optimizer="adamw")["lr"]) == ("adamw", 0.01)
     assert optimizer(adapter="lora", optimizer={"lr": 0.01})["lr"] == 0.01
     assert optimizer(adapter="lora", optimizer={"name": "adamw", "weight_decay": 0.0})["weight_decay"] == 0.0
     assert optimizer(adapter="lora", optimizer={"name": "sgd"})["name"] == "sgd"
     recipe = Recipe.read({"train": {"adapter": {"name": "lora", "rank": 4}}}, ["train.optimizer.weight_decay=0.0"])
+    assert recipe.sections["train"].optimizer.lr == recipe.derived["train.optimizer.lr"]
     again = Recipe.read(recipe.dump())
     assert again.sections["train"] == recipe.sections["train"]
     assert recipe.sections["train"].optimizer.name == "adamw"
@@ -184,9 +199,9 @@ def test_an_adapter_brings_its_own_optimizer_unless_told_otherwise() -> None:
 
 
 @pytest.mark.requirement("R149")
-def test_a_trial_that_helps_opens_the_way_to_the_same_training_as_without_it(base: Result) -> None:
-    settings = {"adapter": LORA, "optimizer": {"lr": 0.01}, "steps": 20}
-    plain, gated = tuned(base, settings), tuned(base, {**settings, "trial": {"fraction": 0.5}})
+def test_a_trial_that_helps_opens_the_way_to_the_same_training_as_without_it(base: Result, domain: Result) -> None:
+    settings = {"adapter": LORA, "steps": 40}
+    plain, gated = tuned(base, settings, on=domain), tuned(base, {**settings, "trial": {"fraction": 0.5}}, on=domain)
     execute(plain)
     execute(gated)
     assert (plain / "model.safetensors").read_bytes() == (gated / "model.safetensors").read_bytes()
@@ -195,7 +210,7 @@ def test_a_trial_that_helps_opens_the_way_to_the_same_training_as_without_it(bas
     assert found["high"] < 0
     assert found["after"] < found["before"]
     assert Checkpoint.open(gated).manifest["metrics"]["trial"] == found
-    assert max(row["step"] for row in recorded(gated, "trial.jsonl")) == 10, "the share of the dialogs is also that of the steps"
+    assert max(row["step"] for row in recorded(gated, "trial.jsonl")) == 20, "the share of the dialogs is also that of the steps"
     assert not (gated / "state").exists()
 
 
@@ -211,28 +226,28 @@ def test_a_trial_that_does_not_help_ends_with_its_figures_and_is_not_repeated(ba
     found = json.loads((out / "trial.json").read_text())
     assert not found["passed"]
     assert not (out / "model.safetensors").exists()
-    monkeypatch.setattr(loop.Training, "step", lambda training: pytest.fail("it was tried before"))
+    monkeypatch.setattr(loop.Training, "advance", lambda training: pytest.fail("it was tried before"))
     with pytest.raises(TrialError) as again:
         execute(out)
     assert again.value.message == caught.value.message
 
 
 @pytest.mark.requirement("R149")
-def test_an_interrupted_trial_continues_to_the_same_verdict(base: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_trial_continues_to_the_same_verdict(base: Result, domain: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     from chattune.train import loop
 
-    settings = {"adapter": LORA, "optimizer": {"lr": 0.01}, "steps": 20, "trial": {"fraction": 0.5}}
-    whole, parts = tuned(base, settings), tuned(base, {**settings, "save_steps": 3})
+    settings = {"adapter": LORA, "steps": 40, "trial": {"fraction": 0.5}}
+    whole, parts = tuned(base, settings, on=domain), tuned(base, {**settings, "save_steps": 3}, on=domain)
     execute(whole)
-    plain = loop.Training.step
+    plain = loop.Training.advance
 
-    def ended(training: loop.Training) -> dict[str, float]:
+    def ended(training: loop.Training) -> None:
         if training.state.step == 8:
             raise Interrupted(2, "the power went")
-        return plain(training)
+        plain(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "step", ended)
+        patch.setattr(loop.Training, "advance", ended)
         with pytest.raises(Interrupted):
             execute(parts)
     assert steps(parts / "state" / "trial") == [3, 6]
@@ -270,16 +285,14 @@ def test_a_four_bit_base_trains_and_gives_plain_weights(base: Result) -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(base: Result) -> Path:
-    """The evaluation of a model that was fine-tuned on the base's dialogs, with other conversations as the general ones."""
-    place = base.run.parent.parent / "general.txt"
-    lines = (f"Anna: what is {n} and {n}?\nBot: it is {2 * n}, I think.\n" for n in range(30))
-    place.write_text("\n".join(lines), "utf-8")
-    out = tuned(base, {"adapter": LORA, "optimizer": {"lr": 0.02}, "steps": 30, "keep": "last"})
+def judged(base: Result, domain: Result) -> Path:
+    """The evaluation of a model that was fine-tuned on orders, with what the base learned from as the general conversations."""
+    place = base.run.parent.parent / "window.txt"
+    out = tuned(base, {"adapter": LORA, "steps": 60}, on=domain)
     checkpoint = execute(out)
     stage = load_stage("evaluate")
     recipe = Recipe.read({"evaluate": {"general": str(place), "general_dialogs": 20, "replies": 2, "baselines": ["most_frequent"]}})
-    dialogs, tokens = load_stage("collect").output.open(base.runs["collect"]), TokenSet.open(base.runs["prepare"])
+    dialogs, tokens = load_stage("collect").output.open(domain.runs["collect"]), TokenSet.open(domain.runs["prepare"])
     inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}
     return execute(plan(stage, recipe.of(stage), inputs, Home(base.run.parent))).path
 
@@ -293,7 +306,8 @@ def test_a_fine_tuned_model_is_judged_beside_its_start_on_its_domain_and_in_gene
         assert dialogs in (None, found["dialogs"])
         assert found["difference"]["value"] == pytest.approx(found["after"]["value"] - found["before"]["value"], abs=1e-9)
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
-    assert started["domain"]["difference"]["high"] < 0, "thirty updates on its own dialogs help"
+    assert started["domain"]["difference"]["high"] < 0, "sixty updates on orders help with orders"
+    assert started["general"]["difference"]["low"] > 0, "and cost what was learned before"
     assert not started["notes"]
     page = (judged / "report.html").read_text("utf-8")
     assert "Against the model it started from" in page
@@ -301,11 +315,11 @@ def test_a_fine_tuned_model_is_judged_beside_its_start_on_its_domain_and_in_gene
 
 
 @pytest.mark.requirement("R159")
-def test_the_loss_before_is_that_of_the_model_it_started_from(base: Result, judged: Path) -> None:
+def test_the_loss_before_is_that_of_the_model_it_started_from(base: Result, domain: Result, judged: Path) -> None:
     from chattune.evaluate.judge import usual_overlap
     from chattune.evaluate.loss import split_loss
 
-    tokens = TokenSet.open(base.runs["prepare"])
+    tokens = TokenSet.open(domain.runs["prepare"])
     seen = split_loss(
         load_model(base.run), tokens.split("test"), tokens.tokenizer.byte_lengths, context=64, overlap=usual_overlap(64)
     )
@@ -314,13 +328,13 @@ def test_the_loss_before_is_that_of_the_model_it_started_from(base: Result, judg
 
 
 @pytest.mark.requirement("R159")
-def test_what_it_learned_from_is_no_measure_of_forgetting(base: Result, judged: Path) -> None:
+def test_what_it_learned_from_is_no_measure_of_forgetting(base: Result, domain: Result, judged: Path) -> None:
     from chattune.evaluate.forgetting import sentences
 
     stage = load_stage("evaluate")
     checkpoint = next(Checkpoint.open(run) for run in Home(base.run.parent).runs() if run.name == _judged_run(judged))
-    dialogs, tokens = load_stage("collect").output.open(base.runs["collect"]), TokenSet.open(base.runs["prepare"])
-    own = str(base.run.parent.parent / "window.txt")
+    dialogs, tokens = load_stage("collect").output.open(domain.runs["collect"]), TokenSet.open(domain.runs["prepare"])
+    own = str(base.run.parent.parent / "orders.txt")
     recipe = Recipe.read({"evaluate": {"general": own, "replies": 0, "baselines": ["most_frequent"]}})
     inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}
     report = execute(plan(stage, recipe.of(stage), inputs, Home(base.run.parent)))
@@ -331,3 +345,27 @@ def test_what_it_learned_from_is_no_measure_of_forgetting(base: Result, judged: 
 
 def _judged_run(report: Path) -> str:
     return str(json.loads((report / "manifest.json").read_text())["inputs"]["checkpoint"]["run"])
+
+
+@pytest.mark.requirement("R078")
+def test_in_bfloat16_frozen_weights_are_there_once_and_saved_unrounded(base: Result) -> None:
+    from chattune.core.part import choose
+    from chattune.models.adapters import Adapter
+    from chattune.train.device import Worker
+
+    master = load_model(base.run)
+    choose(Adapter, LORA).attach(master)
+    worker = Worker(master, "bfloat16")
+    for own, kept in zip(worker.model.parameters(), master.parameters(), strict=True):
+        assert own.dtype == torch.bfloat16
+        assert (own.data_ptr() == kept.data_ptr()) == (not kept.requires_grad)
+        assert kept.dtype == (torch.float32 if kept.requires_grad else torch.bfloat16)
+    out = tuned(base, {"adapter": {**LORA, "targets": ["q_proj"]}, "precision": "bfloat16", "optimizer": {"lr": 0.01}})
+    execute(out)
+    before, after = weights(base.run), weights(out)
+    for name, weight in before.items():
+        if "qkv" in name:  # queries learned, keys and values did not
+            assert torch.equal(weight[32:], after[name][32:])
+            assert not torch.equal(weight[:32], after[name][:32])
+        else:
+            assert torch.equal(weight, after[name]), name

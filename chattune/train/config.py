@@ -88,7 +88,7 @@ class TrainConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _adamw_for_an_adapter(cls, data: Any) -> Any:
-        """The thin matrices of an adapter want AdamW, at the rate that the adapter recommends, unless told otherwise."""
+        """The thin matrices of an adapter want AdamW, and some a rate of their own, unless told otherwise."""
         if not isinstance(data, Mapping) or data.get("adapter") is None:
             return data
         try:
@@ -96,9 +96,10 @@ class TrainConfig(Settings):
         except (PydanticCustomError, ValidationError):
             return data  # told by its own field
         optimizer = data.get("optimizer", {})
+        optimizer = {"name": optimizer} if isinstance(optimizer, str) else optimizer
         if isinstance(optimizer, Mapping) and optimizer.get("name", "adamw") == "adamw":
-            given = {key: value for key, value in optimizer.items() if key != "lr" or value is not None}
-            return {**data, "optimizer": {"name": "adamw", "lr": adapter.rate, **given}}
+            left_open = optimizer.get("lr") is None and adapter.rate is not None
+            return {**data, "optimizer": {"name": "adamw", **optimizer, **({"lr": adapter.rate} if left_open else {})}}
         return data
 
     @field_validator("freeze", mode="before")

@@ -51,11 +51,15 @@ class Worker:
     """The model that runs forward and backward: the master itself, in int8 with its linear maps told so, or its bfloat16 copy.
 
     Gradients always arrive in float32 on the masters, micro-batch by micro-batch, so that a sum over many of them loses nothing.
+    Frozen weights have no master of their own: both hold the same rounded ones.
     """
 
     def __init__(self, master: LanguageModel, precision: Precision) -> None:
         self.master = master
         self.model = _computing(master if precision != "bfloat16" else copy.deepcopy(master), precision)
+        for rounded, kept in zip(self.model.parameters(), master.parameters(), strict=True):
+            if not kept.requires_grad:  # what never changes is there once; who needs it unrounded reads it again from its start
+                kept.data = rounded.data
         own = self.model.trainable().values()
         self.pairs = list(zip(own, master.trainable().values(), strict=True))  # what backward fills, and where its gradient belongs
         for name, value in master.moving().items():  # what moves without gradients is one for both, in float32

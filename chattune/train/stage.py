@@ -149,6 +149,20 @@ class _Session:
         if snapshot is None:
             self.answers("before")
 
+    def kept(self) -> LanguageModel | None:
+        """The trained model with the weights to keep, in float32: on the first process, else none. The training is over then."""
+        import torch
+
+        trained = self.training.kept()
+        if trained is None or all(p.dtype == torch.float32 for p in trained.parameters()):
+            return trained
+        whole = self.begun.master()  # frozen weights were rounded to compute with; here they are as they were
+        with torch.no_grad():
+            learned = trained.changing()
+            for name, value in whole.changing().items():
+                value.copy_(learned[name])
+        return whole
+
     def fit(self) -> str:
         """To the end; the reason it ended."""
         from chattune.train import interrupt, loop, world
@@ -177,7 +191,7 @@ def _tried(begun: _Begun) -> dict[str, Any]:
         talk().print(f"trial  {trial.fraction:.0%} of the dialogs first", markup=False)
         session = _Session(begun, trial.fraction, out / STATE / gate.STATE)
         session.fit()
-        after = session.training.kept()
+        after = session.kept()
         if after is not None:
             found = _judged(begun, after)
             files.write_json(out / gate.FILE, found)
@@ -209,7 +223,7 @@ def _finish(session: _Session, reason: str, tried: dict[str, Any] | None) -> Non
     from chattune.train.device import peak_memory
 
     training, choice, begun = session.training, session.choice, session.begun
-    state, model, adapter = training.state, training.kept(), begun.config.adapter
+    state, model, adapter = training.state, session.kept(), begun.config.adapter
     if model is None:
         return  # the first process writes
     model.after_training(training.order.epoch_of_batches)

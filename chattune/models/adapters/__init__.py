@@ -30,9 +30,9 @@ class Adapter(Part):
         return True
 
     @property
-    def rate(self) -> float:
-        """AdamW's peak rate to begin with; what `train.optimizer.lr` is where an adapter is chosen and it was left open."""
-        return 5e-4
+    def rate(self) -> float | None:
+        """AdamW's peak rate where the recipe leaves it open; none: what follows from the model's width for fresh weights."""
+        return None
 
     def attach(self, model: LanguageModel, seed: int = 0) -> None:
         """Freeze `model` and add what learns, in place. Fresh weights are drawn from streams that `seed` and their names give.

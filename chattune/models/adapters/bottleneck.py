@@ -18,7 +18,7 @@ class Bottleneck(Adapter):
 
     Helps when: several tasks share one model and each brings its own few weights.   Hurts when: replies must be fast: with its
     activation it cannot be merged, and every token passes it. With `activation: identity` it merges.
-    Cost: 2 · width · size weights a branch.   Start with: size 64; lr 5e-4 with adamw.
+    Cost: 2 · width · size weights a branch.   Start with: size 64; adamw at 0.5 / width.
     Source: Houlsby et al. 2019, arXiv:1902.00751: after both branches of a block, before the residual sum. The outer matrix begins
     as zero instead of their near-zero draws, so that nothing changes at the start.
     """

@@ -19,7 +19,7 @@ class LoRA(Adapter):
     Helps when: a pretrained model is fine-tuned on little data or in little memory; it forgets less than when all weights learn.
     Hurts when: much is to be learned that the model never saw (a new language, a large domain): train all weights then.
     Cost: no gradient and no moments for the frozen weights, which is most of the memory of training; two thirds of the time of
-    a full update. Nothing when decoding: it merges.   Start with: rank 16, alpha 32, all matrices; lr 5e-4 with adamw.
+    a full update. Nothing when decoding: it merges.   Start with: rank 16, alpha 32, all matrices; adamw at 0.5 / width.
     Source: Hu et al. 2021, arXiv:2106.09685; rank-stabilised scale: Kalajdzievski 2023, arXiv:2312.03732; four-bit base (QLoRA):
     Dettmers et al. 2023, arXiv:2305.14314. Queries, keys and values (gate and up) have a pair each, though they are stored as one.
     """

@@ -19,7 +19,7 @@ class Prefix(Adapter):
     Helps when: one model serves many tasks at once: a prefix can be chosen for each request; there are very few weights to learn.
     Hurts when: much is to be learned, or decoding must stay as fast: it cannot be merged. It changes the model a little from the
     start, since softmax always gives the prefix a share; rates have to be high.
-    Cost: 2 · layers · kv heads · head · tokens weights; attention over so many more keys.   Start with: tokens 16; lr 1e-2.
+    Cost: 2 · layers · kv heads · head · tokens weights; attention over so many more keys.   Start with: tokens 16; adamw at 0.01.
     Source: Li & Liang 2021, arXiv:2101.00190; without the network that produced their prefix while it was trained.
     """
 
@@ -34,7 +34,7 @@ class Prefix(Adapter):
         return False
 
     @property
-    def rate(self) -> float:
+    def rate(self) -> float | None:
         return 1e-2
 
     def attach(self, model: LanguageModel, seed: int = 0) -> None:
