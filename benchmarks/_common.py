@@ -40,12 +40,14 @@ class Measured:
     memory: float
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark takes."""
+def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark takes; `peers`: it measures them by `in_turn`."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     options.add_argument("--rounds", type=int, default=3, help="rounds over all peers; medians are quoted")
     options.add_argument("--threads", type=int, help="processor threads of every peer; none: one a core")
+    if not peers:
+        return options
     options.add_argument("--peers", nargs="+", metavar="PEER", help="only these, by the beginning of their names")
     options.add_argument("--peer", help=argparse.SUPPRESS)  # a child process measures this one
     return options

@@ -4,7 +4,7 @@ Both train on the first nine tenths of the text and are judged by the loss on th
 that are read one after the other. nanoGPT's recipe (4 × 128, context 64, batch 12, 2000 updates) runs first; chattune's then gets
 three quarters, and a quarter, of the time that it took. The clock counts updates alone, of either; judging is outside of it.
 
-    .venv/bin/python benchmarks/sample_efficiency.py [--json] [--rounds 1] [--shares 0.75 0.25]
+    .venv/bin/python benchmarks/sample_efficiency.py [path=value …] [--compiled] [--rounds 1] [--shares 0.75 0.25] [--json]
 """
 
 from __future__ import annotations
@@ -86,51 +86,70 @@ class Crops:
         self.index = int(state["index"])
 
 
-def ours(training: Tensor, validation: Tensor, vocabulary: int, seed: int, seconds: float) -> tuple[float, float, int]:
+RECIPE = {
+    "rows": 16,
+    "model": {
+        "layers": 4, "width": 128, "heads": 2, "hidden": 512, "context": CONTEXT, "activation": "relu_squared", "logit_softcap": 30.0,
+    },
+    "train": {
+        "optimizer": {"name": "muon", "lr": 0.02, "adamw_lr": 0.01, "weight_decay": 0.0},
+        "schedule": {"name": "warmup_stable_decay", "decay": 0.8},
+    },
+}  # fmt: skip
+
+
+def ours(
+    training: Tensor, validation: Tensor, vocabulary: int, seed: int, seconds: float, overrides: list[str], compiled: bool
+) -> tuple[float, float, int]:
     """Seconds, loss and updates of chattune's own loop within `seconds` of updates; its schedule follows the clock."""
+    from chattune.core.config import override
     from chattune.models.families.gpt import GPT
+    from chattune.train import device
     from chattune.train.budget import Budget
     from chattune.train.config import TrainConfig
-    from chattune.train.device import Worker
     from chattune.train.loop import Training
 
-    family = GPT(
-        layers=4, width=128, heads=2, hidden=512, activation="relu_squared", context=CONTEXT, qk_norm=True, logit_softcap=30.0,
-    )  # fmt: skip
-    config = TrainConfig.model_validate({
-        "minutes": seconds / 60, "optimizer": {"name": "muon", "lr": 0.02, "adamw_lr": 0.01, "weight_decay": 0.0},
-        "schedule": {"name": "warmup_stable_decay", "decay": 0.8},
-    })  # fmt: skip
-    model = family.build(vocabulary, seed).train()
-    loop = Training(config, Worker(model, "float32"), Crops(training, 32, seed), Budget(seconds=seconds), seed)
+    recipe = override(RECIPE, overrides)
+    config = TrainConfig.model_validate({**recipe["train"], "minutes": seconds / 60})
+    model = GPT.model_validate(recipe["model"]).build(vocabulary, seed).train()
+    order = Crops(training, recipe["rows"], seed)
+    if compiled:  # code that an earlier run compiled and kept is only loaded; either is outside of the clock
+        model.hidden = device.compiled(model)  # type: ignore[method-assign]
+        config.objective.view(model, order.next()).loss.backward()
+        order.index = 0
+    loop = Training(config, device.Worker(model, "float32"), order, Budget(seconds=seconds), seed)
     while loop.state.seconds < seconds:
         began = time.perf_counter()
         loop.step()
         loop.state.seconds += time.perf_counter() - began
+    model.__dict__.pop("hidden", None)
     return loop.state.seconds, loss_on(validation, model), loop.state.step
 
 
 def main() -> None:
-    options = parser(__doc__ or "")
+    options = parser(__doc__ or "", peers=False)
     options.set_defaults(rounds=1)
     options.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.25], help="shares of nanoGPT's time that chattune gets")
     options.add_argument("--threads", type=int, help="processor threads of all; none: one a core")
+    options.add_argument("--compiled", action="store_true", help="chattune's model compiled; compiling is outside of the clock")
+    options.add_argument("overrides", nargs="*", help="changes of chattune's recipe, as rows=32 or train.optimizer.lr=0.03")
     chosen = options.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     training, validation, vocabulary = characters()
-    bars = {0.75: (1.64, 1.55), 0.25: (1.914, None), 0.1: (None, 1.914)}  # loss that must be reached, and the moonshot
+    bars = {0.75: (1.64, 1.55), 0.25: (1.914, None), 0.1: (None, 1.914)}  # loss that must be reached, and the moonshot's
     theirs, mine = [], {share: [] for share in chosen.shares}
     for seed in range(chosen.rounds):
         theirs.append(nano(training, validation, vocabulary, seed))
         for share in chosen.shares:
-            mine[share].append(ours(training, validation, vocabulary, seed, share * theirs[-1][0]))
+            mine[share].append(ours(training, validation, vocabulary, seed, share * theirs[-1][0], chosen.overrides, chosen.compiled))
     seconds, loss = (statistics.median(found) for found in zip(*theirs, strict=True))
     print(f"nanoGPT's recipe: {seconds:.1f} s, loss {loss:.3f}", file=sys.stderr)
     for share, found in mine.items():
         used, reached, steps = (statistics.median(part) for part in zip(*found, strict=True))
         must, moonshot = bars.get(share, (None, None))
-        print(f"chattune in {used:.1f} s ({share:g} of it): {steps:.0f} updates, loss {reached:.3f}", file=sys.stderr)
+        aim = "".join(f", {name} {value:g}" for name, value in (("bar", must), ("moonshot", moonshot)) if value is not None)
+        print(f"chattune in {used:.1f} s ({share:g} of it): {steps:.0f} updates, loss {reached:.3f}{aim}", file=sys.stderr)
         say(Line(f"sample_efficiency, {share:g} time", "nanoGPT's recipe, loss", loss / reached, None if must is None else loss / must,
                  None if moonshot is None else loss / moonshot, reached, loss, "nats"), chosen.json)  # fmt: skip
 
