@@ -57,6 +57,24 @@ def test_the_table_of_batch_sizes_says_what_the_text_says() -> None:
     assert abs(batch[-1] - layer[-1]) < 0.02
 
 
+def test_a_run_of_the_experiment_follows_its_seed_alone() -> None:
+    torch.set_num_threads(1)
+    data = normalisation.text(limit=600)
+    losses = []
+    for elsewhere in (1, 2):
+        torch.manual_seed(elsewhere)
+        losses.append(normalisation.train(normalisation.Run("batch_norm", 32, noise=True, steps=5), data).losses)
+    assert losses[0] == losses[1]
+
+
+def test_a_run_of_the_experiment_lies_where_the_table_says() -> None:
+    torch.set_num_threads(1)
+    rows = page.inserted(LESSONS / "normalisation.md", "batch sizes")
+    mean, spread = next(map(float, row[3].split(" ± ")) for row in rows if row[:2] == ["128", "layer norm"])
+    held = normalisation.train(normalisation.Run("layer_norm", 128), normalisation.text()).held
+    assert held == pytest.approx(mean, abs=4 * spread)  # one of the seeds that the mean is of
+
+
 @pytest.mark.requirement("R064", "E13")
 def test_the_table_of_shaken_units_does_not_support_the_papers_own_reason() -> None:
     held = {row[0]: float(row[1].split(" ")[0]) for row in page.inserted(LESSONS / "normalisation.md", "unsteady")}

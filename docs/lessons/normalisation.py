@@ -56,7 +56,7 @@ class Run:
 @dataclass
 class Outcome:
     """Nats a character: on a part of what was learned, on held-out text with moving and with whole-split statistics; and the mean
-    distance, in standard deviations, that the mean of a unit's net input went from one twentieth of the run to the next."""
+    distance that the mean of a unit's net input went from one twentieth of the run to the next, over its mean standard deviation."""
 
     learned: float = math.nan
     held: float = math.nan
@@ -81,6 +81,8 @@ class Net(nn.Module):
                 weight.detach().normal_(0.0, 1.0, generator=random)
             elif weight.ndim == 2:
                 XavierUniform().fill(weight, Place(name, weight.shape[1], weight.shape[0]), random)
+            elif not name.startswith("norms."):
+                weight.detach().zero_()
         self.noise: torch.Generator | None = None
         self.seen: Tensor | None = None
 
@@ -143,7 +145,7 @@ def train(run: Run, data: Text, seed: int = 0) -> Outcome:
             assert net.seen is not None
             means.append(net.seen.mean(0))
             if len(means) > 1:
-                moved.append(float(((means[-1] - means[-2]).abs() / net.seen.std(0)).mean()))
+                moved.append(float((means[-1] - means[-2]).abs().mean() / net.seen.std(0).mean()))
     outcome.drift = float(np.mean(moved))
     outcome.learned = judge(net, data.inputs[:20_000], data.targets[:20_000])
     outcome.held = judge(net, data.held_inputs, data.held_targets)
