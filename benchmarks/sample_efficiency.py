@@ -130,7 +130,6 @@ def main() -> None:
     options = parser(__doc__ or "", peers=False)
     options.set_defaults(rounds=1)
     options.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.25], help="shares of nanoGPT's time that chattune gets")
-    options.add_argument("--threads", type=int, help="processor threads of all; none: one a core")
     options.add_argument("--compiled", action="store_true", help="chattune's model compiled; compiling is outside of the clock")
     options.add_argument("overrides", nargs="*", help="changes of chattune's recipe, as rows=32 or train.optimizer.lr=0.03")
     chosen = options.parse_args()
