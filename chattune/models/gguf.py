@@ -26,8 +26,9 @@ from chattune.tokens.gguf_metadata import gguf_metadata
 
 if TYPE_CHECKING:
     from chattune.models.families._gpt import GPTModel
-    from chattune.models.families.gpt import GPT, RopeScaling
+    from chattune.models.families.gpt import GPT
     from chattune.models.language_model import LanguageModel
+    from chattune.models.rope_scaling import RopeScaling
 
 _CHUNK = 1 << 20  # numbers that are turned at a time: some 4 MiB, and a few times that while the library works on them
 FACTORS = "rope_freqs.weight"  # by which llama.cpp divides the speeds of rotary positions, for llama3 scaling
@@ -344,7 +345,7 @@ def _require_library(file: GgufFile) -> None:
         except ImportError:
             raise ArtifactError(
                 f"holds quantised numbers ({', '.join(sorted(kinds))}).", path=str(file.path), rule="the gguf library",
-                hint="Run `pip install 'chattune[gguf]'`.",
+                hint="Run `pip install gguf`.",
             ) from None
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from chattune.core.errors import SettingError
-from chattune.core.part import Settings, setting
+from chattune.core.part import setting
 from chattune.models.families import Family
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.norms import Norm
 from chattune.models.norms.rms_norm import RMSNorm
+from chattune.models.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from chattune.models.language_model import LanguageModel
@@ -23,24 +24,6 @@ if TYPE_CHECKING:
 _SIZES = {"micro": (4, 128), "tiny": (4, 256), "small": (6, 384), "medium": (8, 512), "base": (12, 768), "large": (16, 1024)}
 _HEAD = 64
 _GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
-
-
-class RopeScaling(Settings):
-    """Rotary positions for contexts longer than those a model was first trained with."""
-
-    type: Literal["linear", "llama3"] = setting(
-        "llama3", "linear: all wavelengths are stretched by the factor; llama3: only those that are long against the first context"
-    )
-    factor: float = setting(8.0, "by which wavelengths are stretched", low=1.0, high=1e4)
-    low: float = setting(1.0, "llama3: wavelengths above the first context divided by this are stretched in full", above=0.0, high=1e4)
-    high: float = setting(4.0, "llama3: wavelengths below the first context divided by this stay", above=0.0, high=1e4)
-    context: int = setting(8192, "llama3: the first context, in tokens", low=1, high=1 << 24)
-
-    @model_validator(mode="after")
-    def _low_below_high(self) -> Self:
-        if self.low >= self.high:
-            raise PydanticCustomError("rope_scaling", "low must be below high, {high}", {"high": self.high})
-        return self
 
 
 class GPT(Family):
