@@ -6,7 +6,7 @@
     python benchmarks/families.py --only repeated         # five sizes on little text read many times, plain and regularised
 
 Each training is a program of its own, so that its memory is its own. Finished ones are found again under --home: the benchmark can be
-stopped and started. A family's rate is the best of three on a sixth of the tokens, by validation loss; then it trains on all tokens,
+stopped and started. A family's rate is the best of several on a sixth of the tokens, by validation loss; then it trains on all tokens,
 and is judged on the untouched test split: bits per byte with paired differences to the first (`chattune compare`).
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 FAMILIES = ("gpt", "encoder_decoder", "convolution", "memory_network", "lstm", "gru", "rnn", "seq2seq", "mlp")
 FACTORS = (0.5, 1.0, 2.0)  # on the rates of Muon and of its AdamW part
 MUON, ADAMW = 0.02, 0.005
+WIDEST = 8.0  # no factor beyond, and none below its inverse
 SHARE = 6  # a rate is tried on this part of the tokens
 DEPTHS = (2, 4, 8, 16)
 SIZES = ("0.3M", "0.6M", "1.2M", "2.5M", "5M")
@@ -76,9 +77,15 @@ class Bench:
 
 
 def best_factor(bench: Bench, arm: Arm) -> float:
-    """The factor on the rates with the lowest validation loss on a share of the tokens."""
-    losses = {factor: bench.train(arm, bench.tokens // SHARE, factor)["stages"]["train"]["validation_loss"] for factor in FACTORS}
-    return min(losses, key=lambda factor: losses[factor])
+    """The factor on the rates with the lowest validation loss on a share of the tokens; sought on where the best is an outer one."""
+    losses: dict[float, float] = {}
+    asked = list(FACTORS)
+    while asked:
+        for factor in asked:
+            losses[factor] = bench.train(arm, bench.tokens // SHARE, factor)["stages"]["train"]["validation_loss"]
+        best = min(losses, key=lambda factor: losses[factor])
+        asked = [factor for factor in (best / 2, best * 2) if factor not in losses and 1 / WIDEST <= factor <= WIDEST]
+    return best
 
 
 def compared(bench: Bench, arms: Sequence[Arm], as_json: bool, page: str, *, choose: bool = True) -> list[dict[str, Any]]:
