@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PIECE = 1 << 20  # logits held at once (4 MiB in float32): small enough for the processor's cache
+_PIECE = 1 << 21  # logits held at once (8 MiB in float32): fewer rows make smaller products slower, more leave the cache
 
 
 def linear_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
