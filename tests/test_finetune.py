@@ -45,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def domain(base: Result) -> Result:
     """In the same home, conversations about orders, as the base's tokenizer reads them."""
     place = base.run.parent.parent / "orders.txt"
-    orders = "Anna: order {n} boxes of {t} for me\nBot: your order of {t} is on its way.\nAnna: how much are the {t}?\nBot: {n} coins.\n"
+    orders = "Anna: order {n} boxes of {t} for me\nBot: your order of {t} is on its way.\nAnna: how much are they?\nBot: {n} coins.\n"
     place.write_text("\n".join(orders.format(n=2 + number % 7, t=thing) for number, thing in enumerate(THINGS)), "utf-8")
     settings = {"collect": {"sources": str(place), "splits": [0.5, 0.25, 0.25]}, "prepare": {"tokenizer": str(base.runs["prepare"])}}
     return run(settings, home=base.run.parent, until="prepare")

@@ -82,12 +82,14 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         normed, root, weight = ctx.saved_tensors
         # y = n·w with n = x·r:  dx = r (g·w − n · mean(g·w·n)), dw = Σ g·n
         product = gradient * normed
         shared = product.dim() - weight.dim()
-        for_weight = product.flatten(0, shared - 1).sum(0) if shared else product
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = product.flatten(0, shared - 1).sum(0) if shared else product
         mean = (product * weight).mean(-1, keepdim=True) if weight.dim() > 1 else (product @ (weight / weight.shape[0])).unsqueeze(-1)
         return torch.addcmul(gradient * weight, normed, mean, value=-1).mul_(root), for_weight, None
 
