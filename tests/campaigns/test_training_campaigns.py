@@ -57,7 +57,12 @@ def _one_deterministic_quiet_thread() -> Iterator[None]:
 
 
 def config(optimizer: str, **changes: Any) -> TrainConfig:
-    """Everything that has a state: moments, a moving average, dropout's draws, micro-batches, an order over several epochs."""
+    """Everything that has a state: moments, a moving average, dropout's draws, micro-batches, an order over several epochs.
+
+    ``lora`` is AdamW on an adapter, whose thin matrices alone learn and are saved.
+    """
+    if optimizer == "lora":
+        return config("adamw", adapter={"name": "lora", "rank": 4, "dropout": 0.1}, **changes)
     regularizers = [{"name": "dropout", "drop": 0.1}, {"name": "label_smoothing", "strength": 0.1}, {"name": "ema", "decay": 0.9}]
     own = {"name": optimizer, "lr": 0.01}
     plain = {"steps": 24, "accumulate": 3, "evaluations": 4, "save_steps": 5, "optimizer": own, "regularizers": regularizers}
@@ -79,7 +84,7 @@ def same_as_uninterrupted(whole: Path, parts: Path, trained: loop.Training, resu
     assert looks == [{key: value for key, value in entry.items() if key != "seconds"} for entry in resumed.state.history]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "lora"])
 @pytest.mark.requirement("C2", "I29")
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(optimizer: str, tmp_path: Path) -> None:
     assert 3 < EPOCH < 18, "the run must cross the edge of an epoch"
@@ -115,7 +120,7 @@ class FailingObjective(NextToken):
         return super().view(model, batch, full=full)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lora"])
 @pytest.mark.requirement("C2", "I29")
 def test_a_training_cut_in_the_middle_of_accumulating_continues_to_the_bit(optimizer: str, tmp_path: Path) -> None:
     trained = small.fitted(config(optimizer), made(tmp_path / "whole"))

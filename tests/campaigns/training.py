@@ -46,6 +46,8 @@ def made_split(seed: int = 0, dialogs: int = 70) -> TokenSplit:
 
 def made_training(config: TrainConfig, seed: int = 0, *, rows: int = ROWS, world: World | None = None) -> loop.Training:
     master = FAMILY.build(VOCABULARY, seed)
+    if config.adapter:
+        config.adapter.attach(master, seed)
     for method in config.regularizers:
         method.edit(master)
     worker = Worker(master, "float32")
