@@ -67,6 +67,14 @@ def test_memory_and_parameters_are_within_five_percent_of_the_training_that_foll
     assert told["memory_bytes"] == pytest.approx(memory, rel=0.05)
 
 
+def test_the_updates_of_an_epoch_are_counted_on_the_tokens_that_are_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", tokens_of(home), *SETTINGS, "train.steps=", "train.epochs=3", "--home", str(home), "--json"]
+    assert main([*words, "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]["train"]["steps"] == told["steps"]
+
+
 @pytest.mark.requirement("R074", "R076")
 @pytest.mark.parametrize("name", ["gpt", "encoder_decoder", "memory_network"])
 def test_the_operations_of_an_update_are_within_five_percent_of_those_that_torch_counts(name: str) -> None:

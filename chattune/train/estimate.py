@@ -36,7 +36,7 @@ def estimate(
     - ``parameters`` and ``trained`` (those that change), ``vocabulary``;
     - ``operations_per_token`` (forward, floating point, `Family.operations`) and ``operations`` of the whole training;
     - ``training_tokens``, ``tokens`` (seen over the run) and ``steps``;
-    - ``seconds``, ``tokens_per_second``, ``memory_bytes`` (peak of the process), ``disk_bytes``;
+    - ``seconds``, ``tokens_per_second``, ``memory_bytes`` (peak of the process), ``disk_bytes`` (at the most, while it runs);
     - ``reply_tokens_per_second``, of one reply on this machine, and ``suited_parameters`` (`suited`).
     """
     model, config = sections["model"], sections["train"]
@@ -53,11 +53,13 @@ def estimate(
     if config.minutes is not None:
         seconds = config.minutes * 60
         steps = max(1, int((seconds - looks) / found["seconds_a_step"]))
+        saves = _saves(config, steps, seconds)
     else:
-        steps = config.steps or max(1, round((config.epochs or 1.0) * (known or batch_tokens) / batch_tokens))
-        plain = steps * found["seconds_a_step"]
-        saves = steps // config.save_steps if config.save_steps else int(plain / max(config.save_seconds, found["seconds_a_step"]))
-        seconds = plain + looks + saves * found["seconds_a_save"]
+        batches = found["batches_an_epoch"] if token_set else (known or batch_tokens) / batch_tokens
+        steps = config.steps or max(1, round((config.epochs or 1.0) * batches))
+        plain = steps * found["seconds_a_step"] + looks
+        saves = _saves(config, steps, plain)
+        seconds = plain + saves * found["seconds_a_save"]
     operations, parameters = model.operations(vocabulary, context), int(found["parameters"])
     return {
         "parameters": parameters,
@@ -71,10 +73,16 @@ def estimate(
         "seconds": round(seconds, 1),
         "tokens_per_second": round(batch_tokens / found["seconds_a_step"]),
         "memory_bytes": int(found["memory_bytes"]),
-        "disk_bytes": int(found["snapshot_bytes"] * (config.keep_last + 1)) + parameters * 4 * 2 + (known or 0) * 3,
+        # An old checkpoint goes only when the new one stands; the weights come last. Prepared tokens take 3 bytes each.
+        "disk_bytes": int(found["snapshot_bytes"]) * min(saves, config.keep_last + 1) + parameters * 4
+        + (0 if token_set else 3 * (known or 0)),
         "reply_tokens_per_second": round(found["reply_tokens_per_second"], 1),
         "suited_parameters": suited(steps * batch_tokens),
     }
+
+
+def _saves(config: TrainConfig, steps: int, seconds: float) -> int:
+    return steps // config.save_steps if config.save_steps else int(seconds / max(config.save_seconds, seconds / steps))
 
 
 def estimate_on(tokens: TokenSet, sections: Mapping[str, Any]) -> dict[str, Any]:

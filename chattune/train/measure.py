@@ -39,8 +39,8 @@ def measured(question: Mapping[str, Any]) -> dict[str, float]:
 
     `question`: ``model``, ``train``, ``seed`` as plain data; ``tokens``: a prepare run or none;
     ``vocabulary``: used where there are no tokens. Gives ``parameters`` (``trained`` of them are), ``seconds_a_step``,
-    ``seconds_a_look``, ``seconds_a_save``, ``memory_bytes`` (peak of the process), ``snapshot_bytes`` (a checkpoint's), ``compiled``
-    and ``reply_tokens_per_second``. Raises `ChattuneError` where the recipe cannot be trained.
+    ``seconds_a_look``, ``seconds_a_save``, ``memory_bytes`` (peak of the process), ``snapshot_bytes`` (a checkpoint's), ``compiled``,
+    ``batches_an_epoch`` and ``reply_tokens_per_second``. Raises `ChattuneError` where the recipe cannot be trained.
     """
     apart = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # the child is no member of a group of processes
     environment = {name: value for name, value in os.environ.items() if name not in apart}
@@ -102,7 +102,7 @@ def _measure(config: TrainConfig, model: Family, question: Mapping[str, Any]) ->
         "parameters": sum(p.numel() for p in master.parameters()), "trained": sum(p.numel() for p in training.parameters),
         "seconds_a_step": seconds_a_step, "seconds_a_look": seconds_a_look, "reply_tokens_per_second": speed,
         "seconds_a_save": seconds_a_save, "snapshot_bytes": snapshot, "memory_bytes": computing.peak_memory(),
-        "compiled": choice.compile,
+        "compiled": choice.compile, "batches_an_epoch": order.batches_per_epoch,
     }  # fmt: skip
 
 
