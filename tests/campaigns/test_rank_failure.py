@@ -27,7 +27,7 @@ from chattune.train import state as train_state
 from chattune.train.launch import _require_success
 
 FULL = os.environ.get("FULL") == "1"
-pytestmark = pytest.mark.campaign
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600 if FULL else 600)]
 OVERRIDES = [*TINY, "train.steps=40", "train.save_steps=1", "train.optimizer=adamw", "train.probe_dialogs=0", "train.processes=2"]
 RUN = [sys.executable, "-m", "chattune", "resume"]
 
@@ -87,7 +87,7 @@ class Job:
     def ended(self) -> tuple[int, str]:
         """Exit code and what was said on stderr."""
         try:
-            said = self.process.communicate(timeout=90)[1]
+            said = self.process.communicate(timeout=300)[1]
         except subprocess.TimeoutExpired:
             self.process.kill()  # its workers end with it
             raise
