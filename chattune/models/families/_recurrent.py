@@ -20,7 +20,7 @@ from chattune.models.families._recurrent_family import GATES
 from chattune.models.fresh import Settling, fill
 from chattune.models.initializers import Place
 from chattune.models.language_model import Cache, LanguageModel
-from chattune.models.layers import Linear, dropout
+from chattune.models.layers import Linear, RMSNorm, dropout
 from chattune.models.states import StateCache
 from chattune.models.unpacked import Sequences, beginnings
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chattune.models.initializers import Initializer
     from chattune.models.norms import Norm
 
+EPSILON = 1e-5  # of the norm before the head
 State = tuple[Tensor, ...]  # (s, width) each: hidden, and for an LSTM the cell
 Step = Callable[[Tensor, Tensor, State, "Layer"], State]
 
@@ -168,6 +169,8 @@ class RecurrentModel(LanguageModel):
         self.layers = nn.ModuleList(
             Layer(family.cell, family.width, family.width, family.norm, memory) for _ in range(family.layers)
         )
+        # States are small at first, and so are the rows of a tied head: without a norm between them both learn very slowly.
+        self.norm = RMSNorm(family.width, EPSILON)
         self.output = None if family.tied else Linear(family.width, vocabulary)
         self.drop = 0.0
         self.set_dropout(family.dropout)
@@ -197,7 +200,7 @@ class RecurrentModel(LanguageModel):
             x = self._dropped(x)
         if isinstance(cache, StateCache):
             cache.states = [replaced(old, new, sequences.rows) for old, new in zip(cache.states, kept, strict=True)]
-        return sequences.put(x)
+        return sequences.put(self.norm(x))
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head_weight())

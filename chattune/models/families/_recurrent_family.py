@@ -93,7 +93,7 @@ class RecurrentFamily(RecurrentSettings):
     def parameters(self, vocabulary: int) -> int:
         f = self.resolved()
         assert f.layers and f.width
-        return f.layers * self.layer_parameters(self.cell, f.width) + vocabulary * f.width * (1 if f.tied else 2)
+        return f.layers * self.layer_parameters(self.cell, f.width) + f.width + vocabulary * f.width * (1 if f.tied else 2)
 
     def operations(self, vocabulary: int, time: int) -> float:
         f = self.resolved()

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from chattune.models.families._recurrent import Layer, State, refill_recurrent, replaced, window_sequences
+from chattune.models.families._recurrent import EPSILON, Layer, State, refill_recurrent, replaced, window_sequences
 from chattune.models.families._recurrent_family import GATES
 from chattune.models.fresh import fill
 from chattune.models.language_model import Cache, LanguageModel
-from chattune.models.layers import Linear, attention, dropout
+from chattune.models.layers import Linear, RMSNorm, attention, dropout
 from chattune.models.states import StateCache
 from chattune.models.unpacked import Sequences, beginnings
 
@@ -63,6 +63,7 @@ class Seq2SeqModel(LanguageModel):
         self.bridges = nn.ModuleList(Linear(width, states * width) for _ in range(family.layers))
         self.query = Linear(width, width) if family.attention else None
         self.mix = Linear(2 * width, width) if family.attention else None
+        self.norm = RMSNorm(width, EPSILON)
         self.output = None if family.tied else Linear(width, vocabulary)
         self.drop = 0.0
         self.set_dropout(family.dropout)
@@ -110,7 +111,7 @@ class Seq2SeqModel(LanguageModel):
             held.turn = held.turn + ended.sum(1)
             last = (real.sum(1, keepdim=True) - 1).clamp(min=0)
             held.fresh = torch.where(real.any(1), ended.gather(1, last)[:, 0], held.fresh)
-        return x
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head_weight())

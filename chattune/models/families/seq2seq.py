@@ -48,7 +48,7 @@ class Seq2Seq(RecurrentSettings):
         states = 2 if f.cell == "lstm" else 1
         layer = 2 * f.layer_parameters(f.cell, f.width) + states * f.width**2
         looking = 3 * f.width**2 if f.attention else 0
-        return f.layers * layer + looking + vocabulary * f.width * (1 if f.tied else 2)
+        return f.layers * layer + looking + f.width + vocabulary * f.width * (1 if f.tied else 2)
 
     def operations(self, vocabulary: int, time: int) -> float:
         f = self.resolved()
