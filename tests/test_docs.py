@@ -90,8 +90,8 @@ def test_links_lead_somewhere_and_commands_exist(page: str) -> None:
     text = path.read_text("utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert "://" in link or (path.parent / link).exists(), link
-    commands = re.findall(r"^chattune ([a-z]+)", "\n".join(code for _, code in blocks(page)), re.MULTILINE)
-    for command in [*commands, *re.findall(r"`chattune ([a-z]+)", text)]:
+    commands = re.findall(r"^chattune ([a-z-]+)", "\n".join(code for _, code in blocks(page)), re.MULTILINE)
+    for command in [*commands, *re.findall(r"`chattune ([a-z-]+)", text)]:
         assert command in {*COMMANDS, "completion"}, command
 
 

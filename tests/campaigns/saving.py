@@ -35,19 +35,10 @@ def whole(snapshot: train_state.Snapshot) -> bool:
     )
 
 
-class Held:
-    """As much of an optimizer as a checkpoint asks for; the real ones take seconds to import, in every process of a campaign."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def state_dict(self) -> dict[str, Any]:
-        buffer = torch.full((4000,), float(self.step))
-        return {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-
-
-def optimizer(step: int) -> torch.optim.Optimizer:
-    return Held(step)  # type: ignore[return-value]
+def optimizer(step: int) -> dict[str, Any]:
+    """As much of an optimizer's state as a checkpoint asks for; the real ones take seconds to import, in every process of a campaign."""
+    buffer = torch.full((4000,), float(step))
+    return {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
 
 
 class InPlace(Snapshots):
@@ -56,7 +47,7 @@ class InPlace(Snapshots):
     def _write(self, path: Path, step: int, model: Any, optimizer: Any, state: Any, memories: Any) -> None:
         path.mkdir(parents=True, exist_ok=True)
         held: dict[str, torch.Tensor] = {}
-        trainer = {"step": step, "state": state, "optimizer": train_state._lower(optimizer.state_dict(), "", held)}
+        trainer = {"step": step, "state": state, "optimizer": train_state._lower(optimizer, "", held)}
         listed = {"trainer_state.json": train_state._put(path / "trainer_state.json", json.dumps(trainer).encode())}
         for name, tensors in (("model.safetensors", model), ("optimizer.safetensors", held)):
             listed[name] = train_state._put(path / name, train_state._packed(tensors))
