@@ -75,7 +75,8 @@ class LanguageModel(nn.Module):
 
     def moving(self) -> dict[str, Tensor]:
         """Numbers that training moves without gradients, by name: the averages of batch norms."""
-        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not isinstance(value, nn.Parameter)}
+        learning = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if name not in learning}
 
     def changing(self) -> dict[str, Tensor]:
         """All that training changes and a checkpoint of it holds: `trainable` and `moving`."""

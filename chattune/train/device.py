@@ -58,7 +58,8 @@ class Worker:
         self.master = master
         self.model = _computing(master if precision != "bfloat16" else copy.deepcopy(master), precision)
         for rounded, kept in zip(self.model.parameters(), master.parameters(), strict=True):
-            if not kept.requires_grad:  # what never changes is there once; who needs it unrounded reads it again from its start
+            if rounded is not kept and not kept.requires_grad:
+                # What never changes is there once; who needs it unrounded reads it again from where it came.
                 kept.data = rounded.data
         own = self.model.trainable().values()
         self.pairs = list(zip(own, master.trainable().values(), strict=True))  # what backward fills, and where its gradient belongs
