@@ -179,7 +179,7 @@ def main() -> None:
     options.add_argument("--families", nargs="+", default=list(CASES), choices=list(CASES))
     options.add_argument("--lags", nargs="+", type=int, default=[10, 20, 50, 100])
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--steps", type=int, default=1500)
+    options.add_argument("--steps", type=int, default=1000)
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--json", action="store_true", help="one JSON object a training")
     options.add_argument("--gradients", action="store_true", help="gradient against lag, fresh and trained")

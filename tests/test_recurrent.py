@@ -266,12 +266,15 @@ def quick() -> Iterator[None]:
 @pytest.mark.requirement("R065", "R066", "R068")
 @pytest.mark.parametrize(
     ("name", "lag", "learns"),
-    [("rnn", 10, True), ("rnn", 40, False), ("gru", 40, True), ("lstm", 40, True), ("gpt", 40, True)],
-)
+    [
+        ("rnn", 10, True), ("rnn", 40, False), ("gru", 40, True), ("lstm", 40, True), ("gpt", 40, True), ("seq2seq", 40, True),
+        ("seq2seq, no attention", 40, False),
+    ],
+)  # fmt: skip
 @pytest.mark.usefixtures("quick")
 def test_gates_and_attention_bridge_a_lag_at_which_a_plain_recurrent_network_fails(name: str, lag: int, learns: bool) -> None:
-    """The small version of benchmarks/lags.py: chance is 1/8, and trainings end as soon as they answer."""
-    for seed in (0, 1):
-        outcome = lags.trained(name, lag, seed, steps=1000 if learns else 300)[1]
-        assert outcome.parameters == pytest.approx(lags.PARAMETERS, rel=0.02)
+    """The small version of benchmarks/lags.py: chance is 1/8, and trainings end as soon as they answer, after 50 to 200 updates."""
+    for seed in (0, 1) if learns else (0,):
+        outcome = lags.trained(name, lag, seed, steps=500 if learns else 200)[1]
+        assert outcome.parameters == pytest.approx(lags.PARAMETERS, rel=0.03)
         assert (outcome.accuracy > 0.95) if learns else (outcome.accuracy < 0.3), outcome
