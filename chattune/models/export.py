@@ -25,8 +25,9 @@ def to_hugging_face(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
             rule="a model of the family gpt or hf", hint="Serve it with chattune, or train a gpt.",
         )
     notes = []
-    if config.get("chattune", {}).get("adapter"):
-        notes.append("the adapter stands beside the weights; peft puts it on")
+    if checkpoint.adapter is not None:
+        own = "chattune" if checkpoint.adapter.name == "bottleneck" else "peft"
+        notes.append(f"its {checkpoint.adapter.name} adapter stands beside the weights, which are without it; {own} puts it on")
     names = [WEIGHTS, CONFIG, GENERATION, *TOKENIZER_FILES, CARD]
     with files.new_directory(out) as folder:
         for name in names:
@@ -40,6 +41,11 @@ def to_gguf(checkpoint: Checkpoint, out: Path, kind: str) -> dict[str, Any]:
     """Write one file of numbers of the `kind` (f32, f16, bf16, q8_0); gives ``path``, ``bytes`` and ``notes``."""
     from chattune.models.gguf import Type, write_gguf
 
+    if checkpoint.adapter is not None:
+        raise ArtifactError(
+            f"has a {checkpoint.adapter.name} adapter beside its weights, for which GGUF has no place.", path=str(checkpoint.path),
+            value=checkpoint.adapter.name, rule="plain weights", hint="Train with one that merges, such as lora, or export to hf.",
+        )
     kinds: dict[str, Type] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
     notes = write_gguf(checkpoint.model(), checkpoint.path, out, kinds[kind])
     return {"path": str(out), "bytes": _size(out), "notes": notes}

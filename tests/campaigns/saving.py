@@ -36,7 +36,7 @@ def whole(snapshot: train_state.Snapshot) -> bool:
 
 
 def optimizer(step: int) -> dict[str, Any]:
-    """As much of an optimizer's state as a checkpoint asks for; the real ones take seconds to import, in every process of a campaign."""
+    """As much of an optimizer's state as a checkpoint asks for; real ones take seconds to import, in every process of a campaign."""
     buffer = torch.full((4000,), float(step))
     return {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
 

@@ -42,7 +42,8 @@ def model(name: str, **settings: Any) -> LanguageModel:
 def ids(rows: int, time: int, seed: int = 0) -> Tensor:
     """Random tokens, every sixth or so the end of a turn."""
     random = torch.Generator().manual_seed(seed)
-    return torch.where(torch.rand(rows, time, generator=random) < 0.15, END, torch.randint(7, VOCABULARY, (rows, time), generator=random))
+    words = torch.randint(7, VOCABULARY, (rows, time), generator=random)
+    return torch.where(torch.rand(rows, time, generator=random) < 0.15, END, words)
 
 
 def losses(m: LanguageModel, inputs: Tensor, positions: Tensor | None, segments: Tensor | None) -> Tensor:
