@@ -14,7 +14,7 @@ from material import THINGS, TINY, write_raw_logs
 
 from chattune.core.artifact import Home
 from chattune.core.config import validate
-from chattune.core.errors import Interrupted, SettingError, TrialError
+from chattune.core.errors import ArtifactError, Interrupted, SettingError, TrialError
 from chattune.core.stage import execute, load_stage, plan
 from chattune.evaluate.loss import SplitLoss
 from chattune.models.checkpoint import Checkpoint, load_model
@@ -99,6 +99,13 @@ def test_an_adapter_that_cannot_be_merged_is_read_back_with_its_model(base: Resu
         assert torch.equal(weight, after.get_parameter(name)), "the model's own weights stand untouched beside it"
     ids = torch.arange(7, 17)[None]
     assert not torch.equal(before(ids), after(ids))
+    from chattune.models.export import to_gguf, to_hugging_face
+
+    exported = to_hugging_face(checkpoint, base.run.parent.parent / "with-bottleneck")
+    assert "bottleneck adapter stands beside the weights" in exported["notes"][0]
+    assert (base.run.parent.parent / "with-bottleneck" / "adapter" / "adapter_model.safetensors").is_file()
+    with pytest.raises(ArtifactError, match="for which GGUF has no place"):
+        to_gguf(checkpoint, base.run.parent.parent / "with-bottleneck.gguf", "f32")
     stage = load_stage("train")
     inputs = {"tokens": TokenSet.open(base.runs["prepare"]), "start": checkpoint}
     again = plan(stage, {"train": validate(TrainConfig, QUICK), "model": before.family, "seed": 1}, inputs, Home(base.run.parent))
