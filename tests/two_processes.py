@@ -41,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.9}, "clip": 0.0},
     "adamw": {"optimizer": {"name": "adamw", "lr": 5e-3}, "clip": 0.5, "accumulate": 3, "regularizers": ["ema", {"name": "l2"}]},
     "muon": {"optimizer": "muon", "clip": 0.5, "regularizers": ["ema"]},
+    "lora": {"optimizer": {"name": "adamw", "lr": 5e-3}, "adapter": {"name": "lora", "rank": 2}},
 }
 
 
@@ -58,6 +59,8 @@ def made(config: dict[str, Any], way: str | None, world: World, *, family: Famil
     """A training as one process has it (`way` is none), or as `world` divides it."""
     chosen = TrainConfig.model_validate({"steps": STEPS, "schedule": "constant", **config})
     master = family.build(VOCABULARY, 0)
+    if chosen.adapter:
+        chosen.adapter.attach(master, 0)
     for method in chosen.regularizers:
         method.edit(master)
     precision = "bfloat16" if chosen.precision == "bfloat16" else "float32"

@@ -39,7 +39,13 @@ class LowRank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out, in): the sum, for those who multiply by themselves (torch's recurrent kernels); gradients reach the factors."""
+        """(out, in): the sum, for those who multiply by themselves (torch's recurrent kernels); gradients reach the factors.
+
+        While W is divided over processes nobody can multiply with it, and it is FSDP that asks for the parameter of this name.
+        """
+        own = self.own()
+        if own is not None and hasattr(own, "full_tensor"):
+            return own
         return self.matrix() + self.added()
 
     def own(self) -> Tensor | None:
