@@ -446,7 +446,26 @@ HOSTILE = {
     "slow sort": "{% for i in range(99999) %}{{ range(99999) | list | sort | first }}{% endfor %}",
     "center": "{{ 'x' | center(3000000000) }}",
     "syntax": "{% for %}",
+    "wide number": "{{ '%3000000000d' % 1 }}",
+    "wide format": "{{ '{:3000000000}'.format(1) }}",
+    "indent": "{{ 'x' | indent(3000000000, true) }}",
+    "replace": "{{ ('x' * 100000) | replace('x', 'x' * 100000) }}",
+    "batch": "{{ [1] | batch(3000000000, 0) | list }}",
+    "slice": "{{ [1] | slice(1000000000) | list | length }}",
+    "loop of itself": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    "macro that calls itself twice": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    ),
+    "call of itself": (
+        "{% macro f() %}{{ caller() }}{% endmacro %}{% macro g() %}{% call f() %}{{ g() }}{% endcall %}{% endmacro %}{{ g() }}"
+    ),
 }
+# Filters with a regular expression behind them, and large inputs: they answer or are stopped.
+LONG = {
+    "striptags": "{{ ('<!--' * 100000) | striptags }}", "urlize": "{{ ('http://a.' * 50000) | urlize }}",
+    "wordwrap": "{{ ('x ' * 200000) | wordwrap(1) }}", "title": "{{ ('x-' * 500000) | title }}",
+    "tojson": "{{ (messages * 1000000) | tojson }}", "wordcount": "{{ ('x ' * 5000000) | wordcount }}",
+}  # fmt: skip
 # The sandbox answers these with nothing instead of an error.
 UNANSWERED = {
     "attr filter", "map attribute", "format map", "percent format of an object", "stored format", "raise_exception",
@@ -470,6 +489,19 @@ def test_a_hostile_template_is_stopped_within_its_limits_and_told(tmp_path: Path
     assert not list(tmp_path.iterdir())
     good = Renderer("{% for m in messages %}{{ m.content }}{% endfor %}", {})
     assert good.render([([{"role": USER, "content": "hi"}], False)]) == ["hi"], "positive control: rendering itself works"
+
+
+@pytest.mark.security
+@pytest.mark.requirement("I05")
+@pytest.mark.parametrize("name", LONG)
+def test_a_filter_over_much_text_answers_or_is_stopped_within_the_limits(name: str) -> None:
+    started, said = time.monotonic(), ""
+    try:
+        Renderer(LONG[name], {}).render([([{"role": USER, "content": "hi"}], False)])
+    except ChattuneError as error:
+        said = error.message
+    assert not said or "does not work" in said or "refuses it" in said
+    assert time.monotonic() - started < 8  # as above
 
 
 @pytest.mark.security

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,39 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError("is missing.", path=str(path), rule="a file that every run of this kind has") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptError(f"cannot be read: {error}.", path=str(path), rule="valid JSON") from None
+
+
+@contextlib.contextmanager
+def telling_damage(path: Path | str, rule: str) -> Iterator[None]:
+    """Turn what in a stranger's file makes its reader stumble into a `CorruptError`: a number where a list should stand, and the like.
+
+    What is often wrong has messages of its own; this is the net below them. `--debug` shows where it caught.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, RuntimeError) as error:
+        if "can't allocate memory" in str(error):  # torch's word for it
+            raise MemoryError(str(error)) from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CorruptError(f"contradicts itself ({said}).", path=str(path), rule=rule, hint="Copy it again.") from error
+
+
+def require_inside(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse files of a stranger's folder that a link leads out of it: what is read there is copied into what is made and given on.
+
+    The cache of Hugging Face is one folder: ``snapshots/REVISION/FILE`` may be a link to ``blobs/DIGEST``.
+    """
+    home = folder.resolve()
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in paths:
+        found = path.resolve()
+        if not any(found.is_relative_to(root) for root in roots):
+            raise ArtifactError(
+                "is a link that leads out of its folder.", path=str(path), value=str(found), rule="files of one folder",
+                hint="Put the file itself there, if you trust the folder.",
+            )
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MAGIC, _VERSION, _ALIGNMENT = b"GGUF", 3, 32
 # Beyond any real file (a vocabulary of 262,144 with its merges), and small enough that a hostile one takes little memory.
-_LARGEST_KEY, _LARGEST_STRING, _MOST_STRINGS, _MOST_ENTRIES = 1 << 12, 1 << 20, 1 << 20, 1 << 16
+_LARGEST_KEY, _LARGEST_STRING, _MOST_LISTED, _MOST_ENTRIES = 1 << 12, 1 << 20, 1 << 20, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 class _Reader:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path, self.file, self.size, self.place, self.strings_left = path, file, size, 0, _MOST_STRINGS
+        self.path, self.file, self.size, self.place, self.left = path, file, size, 0, _MOST_LISTED
 
     def whole(self) -> GgufFile:
         if self.take(4, "the mark of a GGUF file") != _MAGIC:
@@ -114,15 +114,18 @@ class _Reader:
             return self.scalar(self.code(kind, key))
         kind, count = int(self.scalar("I")), int(self.scalar("Q"))
         if kind == _STRING:
-            if count * 8 > self.size - self.place or count > self.strings_left:
-                raise self.corrupt(f"claims {count} texts in '{key}'")
-            self.strings_left -= count
+            self.count(count, 8, f"texts in '{key}'")
             return [self.string(_LARGEST_STRING) for _ in range(count)]
         code = self.code(kind, key)
         width = struct.calcsize(f"<{code}")
-        if count > _MOST_STRINGS:
-            raise self.corrupt(f"claims {count} numbers in '{key}'")
+        self.count(count, width, f"numbers in '{key}'")
         return list(struct.unpack(f"<{count}{code}", self.take(count * width, f"'{key}'")))
+
+    def count(self, count: int, width: int, what: str) -> None:
+        """Everything listed in the file counts: each number takes up to 40 bytes here, however few it takes there."""
+        if count * width > self.size - self.place or count > self.left:
+            raise self.corrupt(f"claims {count} {what}")
+        self.left -= count
 
     def header(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self.string(_LARGEST_KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chattune.core import files
+from chattune.core.errors import CorruptError
 from chattune.evaluate import bootstrap
 
 if TYPE_CHECKING:
@@ -69,7 +71,12 @@ class SplitLoss:
     @classmethod
     def load(cls, path: Path) -> SplitLoss:
         """What `save` wrote."""
-        columns = np.load(path, allow_pickle=False)
+        try:
+            columns = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            columns = None
+        if not isinstance(columns, np.ndarray) or columns.ndim != 2 or columns.shape[1] != 3 or columns.dtype.kind != "f":
+            raise CorruptError("holds no losses.", path=str(path), rule="three columns of numbers", hint="Evaluate again.")
         return cls(columns[:, 0], columns[:, 1], columns[:, 2])
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float, float]]:

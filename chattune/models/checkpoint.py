@@ -127,6 +127,7 @@ def _read_by_library(path: Path, stored: Stored, family: Family, vocabulary: int
             "holds an adapter beside a model.", path=str(path / "adapter_config.json"), rule="a whole model",
             hint="Merge the adapter into the model first.",
         )
+    stored.refuse_unreadable()
     for name in stored:
         stored[name]
     stored.refuse_if_not_finite()
@@ -216,8 +217,13 @@ def _through_transformers(config: Mapping[str, Any], uncovered: ArtifactError) -
         if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise uncovered
         return HF(config={key: value for key, value in config.items() if key not in code}).resolved(), code
-    except (ImportError, ValidationError):
+    except ImportError:
         raise uncovered from None
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{uncovered.message.rstrip('.')}; and for transformers, {error.errors()[0]['msg']}.", path=uncovered.path,
+            value=uncovered.value, rule=uncovered.rule, hint=uncovered.hint,
+        ) from None
 
 
 def _adapter(path: Path) -> Adapter | None:

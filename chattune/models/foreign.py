@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chattune.core import files
 from chattune.core.errors import ArtifactError
 from chattune.core.gguf import is_gguf
 
@@ -23,11 +24,13 @@ def read_foreign(path: Path) -> tuple[LanguageModel, Description]:
     if path.is_dir():
         from chattune.models.checkpoint import read_directory
 
-        return read_directory(path)
+        with files.telling_damage(path, "a Hugging Face directory that is whole"):
+            return read_directory(path)
     if path.is_file() and is_gguf(path):
         from chattune.models.gguf import read_gguf_model
 
-        return read_gguf_model(path)
+        with files.telling_damage(path, "a GGUF file that is whole"):
+            return read_gguf_model(path)
     raise ArtifactError(
         "is neither a Hugging Face directory nor a GGUF file." if path.exists() else "does not exist.", path=str(path),
         rule="a directory with config.json and safetensors, or a GGUF file",

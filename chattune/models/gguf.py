@@ -355,7 +355,7 @@ def _require_library(file: GgufFile) -> None:
 def described(file: GgufFile) -> tuple[GPT, int, list[str], list[str]]:
     """Family, vocabulary, entries that are not followed, notes."""
     name = file.metadata.get("general.architecture")
-    if name not in _CONFIGS:
+    if not isinstance(name, str) or name not in _CONFIGS:
         raise ArtifactError(
             f"holds a model of the architecture {name!r}.", path=str(file.path), value=name, rule=f"one of {', '.join(_CONFIGS)}",
             hint="Import the model's Hugging Face directory instead: the family `hf` takes others through transformers.",

@@ -19,7 +19,9 @@ _READ = (
     CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "merges.txt", "model.safetensors.index.json", "README.md",
 )  # fmt: skip
+_WEIGHTS = (".safetensors", ".gguf")
 _PATH = "import.path"
+_ADAPTER = "It is an adapter: merge it into its model, and give that model's directory of safetensors."
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def _of_package(name: str, shipped: Iterable[Path]) -> Source:
 
 
 def _in(folder: Path, package: str | None) -> Source:
+    if package is None:
+        files.require_inside(folder, (file for file in sorted(folder.iterdir()) if file.name in _READ or file.suffix in _WEIGHTS))
     if (folder / CONFIG).is_file():
         return Source(folder, False, package)
     found = sorted(folder.glob("*.gguf"))
@@ -100,7 +104,8 @@ def _in(folder: Path, package: str | None) -> Source:
         return Source(found[0], True, package)
     raise ArtifactError(
         f"holds {len(found)} GGUF files." if found else f"holds neither {CONFIG} nor a GGUF file.", path=f"{_PATH}: {folder}",
-        value=str(folder), rule="a Hugging Face directory, or one GGUF file", hint=_choices(found) if found else None,
+        value=str(folder), rule="a Hugging Face directory with safetensors, or one GGUF file",
+        hint=_choices(found) if found else _ADAPTER if (folder / "adapter_config.json").exists() else None,
     )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chattune.core import files
 from chattune.core.errors import ArtifactError, DataError
 from chattune.core.part import Settings, setting
 from chattune.core.progress import talk
@@ -48,8 +49,9 @@ def import_(*, config: ImportConfig, out: Path) -> Checkpoint:
     from chattune.models.foreign import read_foreign
 
     source = located(config.path)
-    template = _template(source, config)
-    template.save(out)
+    with files.telling_damage(source.path, "a tokenizer and a chat template that are whole"):
+        template = _template(source, config)
+        template.save(out)
     model, found = read_foreign(source.path)
     _refuse_larger(template, model, source)
     notes = [*template.tokenizer.notes, *template.notes(), *_told(found)]

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
 _READ = ("F32", "BF16", "F16")
+_LARGEST_HEADER = 1 << 22  # bytes; a file of 20,000 tensors has half of it
+_WHOLE = ("U8", "I8", "I16", "I32", "I64")
 _SHOWN = 12  # troubles in one message
 # Buffers that older versions of transformers saved beside the weights, and a head that is the table of the embeddings.
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\bh\.\d+\.attn\.(masked_)?bias$")
@@ -110,6 +113,11 @@ class Stored(Mapping[str, "Tensor"]):
         """Raise `CorruptError` with all that is missing, too much, of another shape, or of a type that is not read."""
         refuse(self.path, [*differences(expected, self.shapes, spare), *self._other_types()], "the tensors of config.json")
 
+    def refuse_unreadable(self) -> None:
+        """Raise `CorruptError` for tensors of a type whose numbers cannot be looked at; whole numbers are no weights, and harmless."""
+        wrong = [f"{name} holds {kind}" for name, kind in self.dtypes.items() if kind not in (*_READ, *_WHOLE)]
+        refuse(self.path, wrong, f"{', '.join(_READ)}, or whole numbers")
+
     def _other_types(self) -> list[str]:
         return [f"{name} holds {kind}, not {', '.join(_READ)}" for name, kind in self.dtypes.items() if kind not in _READ]
 
@@ -117,6 +125,7 @@ class Stored(Mapping[str, "Tensor"]):
         from safetensors import SafetensorError, safe_open
 
         for path, listed in self._names().items():
+            _refuse_doubled(path)
             try:
                 file = self._open.enter_context(safe_open(path, framework="pt", device="cpu"))
                 found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -161,9 +170,32 @@ class Stored(Mapping[str, "Tensor"]):
         )  # fmt: skip
 
     def _damaged(self, path: Path, error: Exception) -> CorruptError:
-        return CorruptError(
-            f"is not a safetensors file: {error}.", path=str(path), rule="valid safetensors", hint="Copy it again, or train again."
-        )
+        return _not_safetensors(path, error)
+
+
+def _not_safetensors(path: Path, error: Exception) -> CorruptError:
+    return CorruptError(
+        f"is not a safetensors file: {error}.", path=str(path), rule="valid safetensors", hint="Copy it again, or train again."
+    )
+
+
+def _refuse_doubled(path: Path) -> None:
+    """A header that gives a name twice means one tensor to one reader and another to the next; the library takes the last."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(_LARGEST_HEADER, path.stat().st_size):
+                raise ValueError(f"it claims a header of {length} bytes")
+            json.loads(file.read(length), object_pairs_hook=_once)
+    except (ValueError, OSError, RecursionError) as error:
+        raise _not_safetensors(path, error) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"it gives {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} twice")
+    return found
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, dtype: str = "float32") -> None:

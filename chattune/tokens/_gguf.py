@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from chattune.tokens._hugging_face import byte_level, tokenizer_json
 from chattune.tokens.foreign import SPACE, Found, added_token
 from chattune.tokens.tokenizer import byte_characters
 
+_LONGEST = 1024  # characters of a token; the longest in use are lines of some hundred spaces
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens
 
 # How texts are split before merging, by llama.cpp's name for it: the patterns of the tokenizers that the models were made with.
@@ -45,7 +48,7 @@ def found_in_gguf(file: GgufFile) -> Found:
     if types and len(types) != len(tokens):
         raise CorruptError(f"has {len(tokens)} tokens and {len(types)} types of them.", path=place, rule="one type for each token")
     if len(set(tokens)) != len(tokens):
-        twice = next(text for place, text in enumerate(tokens) if text in tokens[:place])
+        twice = Counter(tokens).most_common(1)[0][0]
         raise CorruptError(f"has the token {twice!r} twice.", path=place, value=twice, rule="tokens that differ")
     types = types or [1] * len(tokens)
     added = [
@@ -110,7 +113,7 @@ class _Metadata:
 
 def _byte_level(meta: _Metadata, tokens: list[str], added: list[dict[str, Any]]) -> str:
     name = meta.get("pre", "default")
-    if name not in _SPLITS:
+    if not isinstance(name, str) or name not in _SPLITS:
         raise ArtifactError(
             f"splits texts as '{name}' before merging.", path=meta.place, value=name, rule=f"one of {', '.join(sorted(_SPLITS))}",
             hint="Import the model's Hugging Face directory instead: its tokenizer.json says how texts are split.",
@@ -130,6 +133,10 @@ def _byte_level(meta: _Metadata, tokens: list[str], added: list[dict[str, Any]])
 def _sentencepiece(meta: _Metadata, tokens: list[str], types: Sequence[int], added: list[dict[str, Any]], gemma: bool) -> str:
     if gemma:  # its files hold runs of spaces as spaces
         tokens = [SPACE * len(text) if text.strip(" ") == "" else text for text in tokens]
+    if longest := next((text for text in tokens if len(text) > _LONGEST), None):  # each is cut in every place
+        raise CorruptError(
+            f"has a token of {len(longest)} characters.", path=meta.place, value=longest[:60], rule=f"at most {_LONGEST} characters"
+        )
     scores = meta.numbers("scores")
     if len(scores) != len(tokens):
         raise CorruptError(f"has {len(tokens)} tokens and {len(scores)} scores.", path=meta.place, rule="one score for each token")
@@ -169,7 +176,7 @@ def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How its maker samples, where the file says so."""
     words = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
     found = {word: metadata.get(f"general.sampling.{key}") for key, word in words.items()}
-    given = {word: value for word, value in found.items() if isinstance(value, (int, float))}
+    given = {word: value for word, value in found.items() if isinstance(value, (int, float)) and math.isfinite(value)}
     return {**given, "do_sample": True} if given else {}
 
 

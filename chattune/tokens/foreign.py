@@ -96,7 +96,8 @@ class ForeignTokenizer(Tokenizer):
         """The tokenizer of a Hugging Face directory."""
         from chattune.tokens._hugging_face import found_in
 
-        return cls(found_in(Path(folder)))
+        with files.telling_damage(folder, "a tokenizer and a chat template that are whole"):
+            return cls(found_in(Path(folder)))
 
     def template(self, targets: str = "all") -> ChatTemplate:
         from chattune.tokens.chat_template import ChatTemplate
@@ -282,7 +283,7 @@ def _plain(text: str, place: str) -> dict[str, Any]:
     """The data of a tokenizer.json, without what acts only when special tokens are added or texts are cut."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"is not a tokenizer: {error}.", path=place, rule="a tokenizer.json that is whole") from None
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CorruptError("is not a tokenizer: it has no model.", path=place, rule="a tokenizer.json that is whole")

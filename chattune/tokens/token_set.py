@@ -104,12 +104,19 @@ class TokenSet(Artifact):
 
 def mapped(path: Path) -> np.ndarray:
     """The array in a ``.npy`` file, left on the disk."""
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise CorruptError("is missing.", path=str(path), rule="a file of every split", hint="Prepare the data again.") from None
-    except (ValueError, OSError) as error:
-        raise CorruptError(f"cannot be read: {error}.", path=str(path), rule="a NumPy array", hint="Prepare the data again.") from None
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
+        # NumPy advises to unpickle what it does not know.
+        said = "it is no array, or one of pickled objects, which are never read" if "pickle" in str(error) else error
+        raise CorruptError(f"cannot be read: {said}.", path=str(path), rule="a NumPy array", hint="Prepare the data again.") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iuf":
+        kind = f"{array.ndim} dimensions of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise CorruptError(f"holds {kind}.", path=str(path), rule="one row of numbers", hint="Prepare the data again.")
     return array

@@ -193,7 +193,7 @@ class Snapshots:
 
     def _require_belonging(self, path: Path, allow_changes: bool) -> None:
         manifest = files.read_json(path / MANIFEST)
-        theirs = {key: manifest[key] for key in self.belongs}
+        theirs = {key: manifest.get(key) for key in self.belongs}
         changes = differing(theirs, self.belongs)
         if not changes:
             return
@@ -257,7 +257,7 @@ def read(path: Path) -> Snapshot:
             step=manifest["step"], path=path, model=tensors["model.safetensors"], state=_raise(trainer["state"], {}), memories=memories,
             optimizer=_raise(trainer["optimizer"], tensors["optimizer.safetensors"]),
         )
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise CorruptError(f"cannot be understood: {error}.", path=str(path), rule="a checkpoint of ours") from None
 
 
@@ -267,9 +267,9 @@ def _verified(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
         whole = isinstance(manifest, dict) and _manifest({k: v for k, v in manifest.items() if k != "sha256"}) == text
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(f"cannot be read: {error}.", path=str(path / MANIFEST), rule="valid JSON") from None
-    if not whole:
+    if not whole or not _says_all(manifest):
         raise CorruptError("is not what was written.", path=str(path / MANIFEST), rule="its own sha256")
     if manifest["schema"] > SCHEMA:
         raise ArtifactError(
@@ -288,6 +288,15 @@ def _verified(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             raise CorruptError("is not what was written.", path=str(path / name), rule="the sha256 in MANIFEST.json")
         content[name] = data
     return manifest, content
+
+
+def _says_all(manifest: Mapping[str, Any]) -> bool:
+    """A manifest may be whole and still not ours."""
+    listed = manifest.get("files")
+    return (
+        type(manifest.get("schema")) is int and type(manifest.get("step")) is int and isinstance(listed, dict)
+        and all(isinstance(entry, dict) and entry.keys() >= {"size", "sha256"} for entry in listed.values())
+    )  # fmt: skip
 
 
 def _manifest(data: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # size: (layers, width)
 _SIZES = {"micro": (4, 128), "tiny": (4, 256), "small": (6, 384), "medium": (8, 512), "base": (12, 768), "large": (16, 1024)}
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
+# Entries that say how many parts there are, and more than any model has.
+_COUNT, _MOST = re.compile(r"(layers?|blocks|experts)$"), 4096
 _REFUSED = {
     "auto_map": "names Python files to run",
     "trust_remote_code": "asks to run code that comes with a model",
@@ -61,6 +64,9 @@ class HF(Family):
     @classmethod
     def _no_code(cls, config: dict[str, Any]) -> dict[str, Any]:
         for path, key, value in _entries(config, ""):
+            if type(value) is int and value > _MOST and _COUNT.search(key):  # each would be a module, before a weight is read
+                told = {"path": path, "value": str(value), "most": _MOST}
+                raise PydanticCustomError("count", "{path} is {value}, more than {most}", told)
             if key in _REFUSED and value not in (None, {}, False):
                 raise PydanticCustomError("code", "{path} {why}, and is refused", {"path": path, "why": _REFUSED[key]})
             if "attn_implementation" in key or "experts_implementation" in key:  # may name a kernel to fetch from the net
