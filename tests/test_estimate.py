@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,16 @@ SETTINGS = [setting for setting in TINY if setting.startswith(("train.", "model.
 
 
 def program(*arguments: str) -> tuple[dict[str, Any], int]:
-    """What the program prints as JSON, and the largest memory that its process held, in bytes."""
-    code = "import sys; from chattune.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *arguments, "--json"]
-    reading, writing = os.pipe()
-    pid = os.posix_spawn(sys.executable, command, dict(os.environ), file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1)])
-    os.close(writing)
-    with open(reading, encoding="utf-8") as out:
-        text = out.read()
-    _, status, used = os.wait4(pid, 0)
-    assert status == 0, text
-    return json.loads(text.splitlines()[-1]), used.ru_maxrss * 1024
+    """What the program prints as JSON, and the largest memory that its process held, in bytes, as Linux counts it for this program."""
+    code = (
+        "import sys; from pathlib import Path; from chattune.cli import main; code = main(); "
+        "print(Path('/proc/self/status').read_text(), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments, "--json"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", done.stderr, re.MULTILINE)
+    assert peak is not None
+    return json.loads(done.stdout.splitlines()[-1]), int(peak[1]) * 1024
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,9 +206,13 @@ def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes (on CUDA: the allocator's peak)."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    import resource
+    try:  # Linux: of this program alone; what getrusage tells begins with the size of the program that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

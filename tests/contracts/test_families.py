@@ -56,9 +56,10 @@ def losses(m: LanguageModel, inputs: Tensor, positions: Tensor | None, segments:
 @pytest.mark.parametrize("name", NAMES)
 def test_later_tokens_never_change_earlier_logits(name: str) -> None:
     m, first = model(name), ids(2, 20)
+    close = 0 if m.compiles else CLOSE  # the same sums, to the bit; products over turns of other lengths are rounded otherwise
     for cut in (1, 7, 19):
         second = torch.cat([first[:, :cut], ids(2, 20 - cut, seed=1)], 1)
-        torch.testing.assert_close(m(first)[:, :cut], m(second)[:, :cut], atol=0, rtol=0)  # the same sums: equal to the bit
+        torch.testing.assert_close(m(first)[:, :cut], m(second)[:, :cut], atol=close, rtol=close)
         assert not torch.equal(m(first)[:, cut:], m(second)[:, cut:])
 
 
