@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
-from _common import Line, Measured, in_turn, measured, memory, parser, rate, say, timed  # noqa: E402
+from _common import Line, Measured, in_turn, measured, memory, parser, rate, say, step_clock, timed  # noqa: E402
 
 ROWS, RANK, ALPHA, RATE, WARMUP = 8, 16, 32.0, 5e-4, 1
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -126,7 +125,7 @@ def theirs(home: Path, steps: int, group_by_length: bool = False) -> Measured:
     """peft's LoRA under Hugging Face's Trainer, padded to the longest window of each batch."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     rows = json.loads((home / "windows.json").read_text("utf-8"))
     examples = [{"input_ids": ids, "labels": [own if weight > 0 else -100 for own, weight in zip(ids, weights, strict=True)]}
@@ -145,22 +144,13 @@ def theirs(home: Path, steps: int, group_by_length: bool = False) -> Measured:
             "attention_mask": torch.tensor([[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in some]),
         }
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        began = 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter() - self.began)
-
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps + WARMUP, per_device_train_batch_size=ROWS, learning_rate=RATE, report_to="none",
             save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             train_sampling_strategy="group_by_length" if group_by_length else "random",
         )  # fmt: skip
-        Trainer(adapted, arguments, train_dataset=examples, data_collator=padded, callbacks=[Clock()]).train()
+        Trainer(adapted, arguments, train_dataset=examples, data_collator=padded, callbacks=[step_clock(times)]).train()
     return measured(work[WARMUP : len(times)], times[WARMUP:])
 
 

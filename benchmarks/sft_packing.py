@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
 import numpy as np  # noqa: E402
-from _common import Measured, compare, fixed, in_turn, measured, memory, parser, timed  # noqa: E402
+from _common import Measured, compare, fixed, in_turn, measured, memory, parser, step_clock, timed  # noqa: E402
 from train_throughput import A, llama, training  # noqa: E402
 
 WARMUP = 2
@@ -103,7 +103,7 @@ def trl(count: int, steps: int, **settings: Any) -> Measured:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
     rows = [
@@ -115,22 +115,13 @@ def trl(count: int, steps: int, **settings: Any) -> Measured:
     times: list[float] = []
     work: list[float] = []
 
-    class Clock(TrainerCallback):
-        began = 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter() - self.began)
-
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             folder, max_steps=steps + WARMUP, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(), learning_rate=3e-4, **settings,
         )  # fmt: skip
         data = Dataset.from_list(rows)
-        trainer = SFTTrainer(llama(SHAPE), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()])
+        trainer = SFTTrainer(llama(SHAPE), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[step_clock(times)])
         collate = trainer.data_collator
 
         def counted(examples: Any) -> Any:

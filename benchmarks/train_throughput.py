@@ -3,7 +3,7 @@
 Models: a (8 layers, d 512, context 256, vocabulary 8192, batch 8×256), b (6 × 384, context 256, characters, batch 16×256; also the
 price of dropout 0.2), c (12 × 768, context 512, vocabulary 50304, batch 2×512). Trainer and the plain loop train transformers'
 Llama of the very shape that chattune trains; nanoGPT's loop trains a GPT-2 of as many parameters. int8 is a setting
-(`train.precision=int8`) whose loss follows float32's (int8_loss.py). All see the same random tokens,
+(`train.precision=int8`) with other arithmetic (int8_loss.py compares losses). All see the same random tokens,
 each in a process of its own, in turn, round by round; medians are quoted.
 
 The share of the measured peak of matrix products, which carries over from one processor to another, counts operations of
@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-from _common import Measured, compare, fixed, in_turn, measured, memory, parser, rate, timed  # noqa: E402
+from _common import Measured, compare, fixed, in_turn, measured, memory, parser, rate, step_clock, timed  # noqa: E402
 
 WARMUP = 2
 
@@ -134,26 +133,17 @@ def plain_loop(shape: Shape, steps: int, bf16: bool = False) -> Measured:
 
 def trainer(shape: Shape, steps: int, bf16: bool = False) -> Measured:
     """Hugging Face Trainer, timed by its own step callbacks."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     data = [{"input_ids": row, "labels": row} for row in tokens(shape, steps + WARMUP)[:, :, :-1].flatten(0, 1)]
     times: list[float] = []
-
-    class Clock(TrainerCallback):
-        began = 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter() - self.began)
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=shape.rows, max_steps=steps + WARMUP, bf16=bf16, use_cpu=not torch.cuda.is_available(),
             report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=3e-4,
         )  # fmt: skip
-        Trainer(model=llama(shape), args=arguments, train_dataset=data, callbacks=[Clock()]).train()
+        Trainer(model=llama(shape), args=arguments, train_dataset=data, callbacks=[step_clock(times)]).train()
     return measured([shape.rows * shape.context] * steps, times[WARMUP:])
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import chattune
+from chattune.core import files
 
 THINGS = """
     apples bridges candles deserts engines forests gardens harbours islands jackets kettles lanterns mountains notebooks
@@ -29,3 +33,19 @@ def write_raw_logs(path: Path, count: int = len(THINGS)) -> Path:
         blocks.append(f"Anna: {ask.format(thing)}\nBot: {answer.format(thing)}\nAnna: thanks, {thing} it is\nBot: see you!\n")
     path.write_text("\n".join(blocks), "utf-8")
     return path
+
+
+def planned_again(folder: Path, overrides: list[str]) -> tuple[Path, str]:
+    """A train run in `folder` that was finished once and is only planned again, and the digest of the weights it came to."""
+    logs = write_raw_logs(folder / "window.txt")
+    run = chattune.run({"collect": {"sources": str(logs)}}, overrides, home=folder / "runs", until="train").run
+    digest = files.digest_of(run / "model.safetensors")
+    unfinish(run)
+    return run, digest
+
+
+def unfinish(run: Path) -> None:
+    """Only the plan stays, as if it had never been executed."""
+    for entry in run.iterdir():
+        if entry.name != "plan.json":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,6 +1,6 @@
 """What computes, and in which numbers: float32, or bfloat16 beside float32 masters; chosen by a short measurement and said.
 
-int8 is never chosen by itself: its products are rounded more coarsely than either's, though the loss follows (RESULTS.md).
+int8 is never chosen by itself: its products are rounded more coarsely, and its loss was tried on little so far (RESULTS.md).
 
 On some processors bfloat16 doubles the speed of a step, on others it halves it; nothing but a measurement on this machine
 tells. The choice is kept with the training state, so that a resumed run computes as it began.

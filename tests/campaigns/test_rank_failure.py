@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from material import TINY, write_raw_logs
+from material import TINY, planned_again, unfinish
 
 import chattune
 from chattune.core import files
@@ -39,19 +38,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A train run on two processes that was finished once and is only planned again, and the digest of the weights it came to."""
-    home = tmp_path_factory.mktemp("ranks") / "runs"
-    logs = write_raw_logs(home.parent / "window.txt")
-    run = chattune.run({"collect": {"sources": str(logs)}}, OVERRIDES, home=home, until="train").run
-    digest = files.digest_of(run / "model.safetensors")
-    unfinish(run)
-    return run, digest
-
-
-def unfinish(run: Path) -> None:
-    """Only the plan stays, as if it had never been executed."""
-    for entry in run.iterdir():
-        if entry.name != "plan.json":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return planned_again(tmp_path_factory.mktemp("ranks"), OVERRIDES)
 
 
 class Job:

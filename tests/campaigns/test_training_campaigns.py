@@ -22,11 +22,10 @@ from typing import Any
 import pytest
 import torch
 import training as small
-from material import TINY, write_raw_logs
+from material import TINY, planned_again, unfinish
 from safetensors.torch import load_file
 from torch import Tensor
 
-import chattune
 from chattune.core import files
 from chattune.core.errors import CorruptError, DivergenceError, Interrupted
 from chattune.core.progress import talk
@@ -279,19 +278,7 @@ OVERRIDES = [*TINY, "train.steps=25", "train.save_steps=1", "train.accumulate=2"
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A home with a train run that was finished once and is only planned again, and the digest of the weights it came to."""
-    home = tmp_path_factory.mktemp("killed") / "runs"
-    logs = write_raw_logs(home.parent / "window.txt")
-    run = chattune.run({"collect": {"sources": str(logs)}}, OVERRIDES, home=home, until="train").run
-    digest = files.digest_of(run / "model.safetensors")
-    unfinish(run)
-    return run, digest
-
-
-def unfinish(run: Path) -> None:
-    """Only the plan stays, as if it had never been executed."""
-    for entry in run.iterdir():
-        if entry.name != "plan.json":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return planned_again(tmp_path_factory.mktemp("killed"), OVERRIDES)
 
 
 def start(run: Path) -> int:

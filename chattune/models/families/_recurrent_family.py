@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from chattune.core.part import setting
 from chattune.models.families import Family
-from chattune.models.families._sizes import power_of_two
+from chattune.models.families._sizes import power_of_two, recommended
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.initializers.orthogonal import Orthogonal
@@ -63,12 +63,7 @@ class RecurrentSettings(Family):
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width. The rate is in AdamW's scale."""
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 8 * width),
-            "train.batch_tokens": power_of_two(8 * width),
-            "train.optimizer.lr": float(f"{1 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0, per_width=8, rate=1.0)
 
     def context_length(self) -> int:
         return self.resolved().context or 0

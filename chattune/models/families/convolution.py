@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from chattune.core.part import setting
 from chattune.models.families import Family
+from chattune.models.families._sizes import power_of_two, recommended
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.norms import Norm
@@ -76,17 +77,12 @@ class Convolution(Family):
             layers=self.layers or layers,
             width=width,
             hidden=self.hidden or width,
-            context=self.context or max(256, 1 << (width - 1).bit_length()),
+            context=self.context or max(256, power_of_two(width)),
         )
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width, as for GPT. The rate is in AdamW's scale."""
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 16 * width),
-            "train.batch_tokens": 1 << (16 * width - 1).bit_length(),
-            "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0)
 
     def context_length(self) -> int:
         return self.resolved().context or 0

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from chattune.core.errors import SettingError
 from chattune.core.part import setting
 from chattune.models.families import Family
+from chattune.models.families._sizes import head_size, power_of_two, recommended
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.norms import Norm
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # size: (layers, width). Everything else follows from the width.
 _SIZES = {"micro": (4, 128), "tiny": (4, 256), "small": (6, 384), "medium": (8, 512), "base": (12, 768), "large": (16, 1024)}
-_HEAD = 64
 _GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
 
@@ -116,7 +116,7 @@ class GPT(Family):
         if heads is not None and {"size", "width", "head", "positions"} <= info.data.keys() and info.data["head"] is None:
             width = info.data["width"] or _SIZES[info.data["size"]][1]
             if width % heads or (width // heads % 2 and info.data["positions"] == "rotary"):
-                near = width // _head(width)
+                near = width // head_size(width)
                 message = "must divide the width {width} into even parts, as {near} do"
                 raise PydanticCustomError("heads", message, {"width": width, "near": near})
         return heads
@@ -126,7 +126,7 @@ class GPT(Family):
     def _kv_heads_divide_heads(cls, kv_heads: int | None, info: ValidationInfo) -> int | None:
         if kv_heads is not None and {"size", "width", "head", "heads"} <= info.data.keys():
             width = info.data["width"] or _SIZES[info.data["size"]][1]
-            heads = info.data["heads"] or max(1, width // (info.data["head"] or _head(width)))
+            heads = info.data["heads"] or max(1, width // (info.data["head"] or head_size(width)))
             if heads % kv_heads:
                 raise PydanticCustomError("kv_heads", "must divide the heads {heads}", {"heads": heads})
         return kv_heads
@@ -156,7 +156,7 @@ class GPT(Family):
     def resolved(self) -> Self:
         layers, width = _SIZES[self.size]
         width = self.width or width
-        head = self.head or (width // self.heads if self.heads else _head(width))
+        head = self.head or (width // self.heads if self.heads else head_size(width))
         heads = self.heads or max(1, width // head)
         family = self.changed(
             layers=self.layers or layers,
@@ -165,7 +165,7 @@ class GPT(Family):
             heads=heads,
             kv_heads=self.kv_heads or heads,
             hidden=self.hidden or (math.ceil(width * 8 / 3 / 32) * 32 if self.gated else 4 * width),
-            context=self.context or max(256, _power_of_two(width)),
+            context=self.context or max(256, power_of_two(width)),
         )
         if self.saved_as is not None:
             from chattune.models.architectures import ARCHITECTURES
@@ -188,12 +188,7 @@ class GPT(Family):
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width. The rate is in AdamW's scale."""
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 16 * width),
-            "train.batch_tokens": _power_of_two(16 * width),
-            "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0)
 
     def context_length(self) -> int:
         return self.resolved().context or 0
@@ -230,13 +225,3 @@ class GPT(Family):
         """Numbers in the matrices of one block."""
         assert f.width and f.head and f.heads and f.kv_heads and f.hidden
         return 2 * f.width * f.head * (f.heads + f.kv_heads) + (3 if f.gated else 2) * f.width * f.hidden
-
-
-def _head(width: int) -> int:
-    """The largest even head size up to 64 that divides the width."""
-    return next(head for head in range(min(_HEAD, width), 0, -1) if width % head == 0 and head % 2 == 0)
-
-
-def _power_of_two(number: int) -> int:
-    """The next power of two, or the number itself."""
-    return 1 << (number - 1).bit_length()

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from chattune.core.errors import SettingError
 from chattune.core.part import setting
 from chattune.models.families import Family
-from chattune.models.families._sizes import head_size, power_of_two
+from chattune.models.families._sizes import head_size, power_of_two, recommended
 
 if TYPE_CHECKING:
     from chattune.models.language_model import LanguageModel
@@ -103,12 +103,7 @@ class HF(Family):
         """Vocabulary, batch and rate that suit the width, as for GPT; nothing where `config` is whole."""
         if "model_type" in self.config:
             return {}
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 16 * width),
-            "train.batch_tokens": power_of_two(16 * width),
-            "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0)
 
     def context_length(self) -> int:
         if "model_type" not in self.config:

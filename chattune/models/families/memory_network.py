@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from chattune.core.part import setting
 from chattune.models.families import Family
-from chattune.models.families._sizes import power_of_two
+from chattune.models.families._sizes import power_of_two, recommended
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.normal import Normal
 from chattune.models.norms import Norm
@@ -66,12 +66,7 @@ class MemoryNetwork(Family):
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width, as for GPT. The rate is in AdamW's scale."""
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 16 * width),
-            "train.batch_tokens": power_of_two(16 * width),
-            "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0)
 
     def context_length(self) -> int:
         return self.resolved().context or 0

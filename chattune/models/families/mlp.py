@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from chattune.core.part import setting
 from chattune.models.families import Family
+from chattune.models.families._sizes import recommended
 from chattune.models.initializers import Initializer
 from chattune.models.initializers.fan_in import FanIn
 from chattune.models.norms import Norm
@@ -68,12 +69,7 @@ class MLP(Family):
 
     def recommended(self) -> dict[str, Any]:
         """Vocabulary, batch and rate that suit the width, as for GPT. The rate is in AdamW's scale."""
-        width = self.resolved().width or 0
-        return {
-            "prepare.vocabulary_at_most": max(512, 16 * width),
-            "train.batch_tokens": 1 << (16 * width - 1).bit_length(),
-            "train.optimizer.lr": float(f"{0.5 / width:.2g}"),
-        }
+        return recommended(self.resolved().width or 0)
 
     def context_length(self) -> int:
         return self.resolved().context or 0
