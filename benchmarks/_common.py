@@ -48,7 +48,7 @@ def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, help="processor threads of every peer; none: one a core")
     if not peers:
         return options
-    options.add_argument("--peers", nargs="+", metavar="PEER", help="only these, by the beginning of their names")
+    options.add_argument("--peers", nargs="+", metavar="PEER", help="only these, by their names or the beginning of them")
     options.add_argument("--peer", help=argparse.SUPPRESS)  # a child process measures this one
     return options
 
@@ -101,7 +101,7 @@ def in_turn(
             print(f"{chosen.peer}: {error}. Install it with: pip install -c constraints.txt {error.name}", file=sys.stderr)
             sys.exit(MISSING)
         sys.exit(0)
-    wanted = [name for name in peers if not chosen.peers or any(name.startswith(start) for start in chosen.peers)]
+    wanted = [name for name in peers if not chosen.peers or any(_means(start, name, peers) for start in chosen.peers)]
     found: dict[str, list[Measured]] = {name: [] for name in wanted}
     for round in range(chosen.rounds):
         for name in list(found):
@@ -119,6 +119,11 @@ def in_turn(
                 found[name].append(one)
                 print(f"# round {round + 1}, {name}: {rate([one]):,.0f}/s, {one.memory:.2f} GiB", file=sys.stderr)
     return found
+
+
+def _means(said: str, name: str, peers: Iterable[str]) -> bool:
+    """A whole name means that peer alone; else all peers that begin so."""
+    return name == said if said in peers else name.startswith(said)
 
 
 def rate(found: list[Measured]) -> float:
