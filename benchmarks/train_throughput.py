@@ -28,7 +28,10 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 from _common import Measured, compare, fixed, in_turn, measured, memory, parser, rate, step_clock, timed  # noqa: E402
 
+from chattune.models.products import int8_gain  # noqa: E402
+
 WARMUP = 2
+INT8 = "chattune, int8 and compiled"
 
 
 @dataclass(frozen=True)
@@ -180,13 +183,16 @@ def main() -> None:
     peers: dict[str, Callable[[], Measured]] = {
         "chattune": lambda: ours(shape, steps),
         "chattune, compiled": lambda: ours(shape, steps, compile="on"),
-        "chattune, int8 and compiled": lambda: ours(shape, steps, precision="int8", compile="on"),
+        INT8: lambda: ours(shape, steps, precision="int8", compile="on"),
         "Hugging Face Trainer, default": lambda: trainer(shape, steps),
         "Hugging Face Trainer, bf16": lambda: trainer(shape, steps, bf16=True),
         "nanoGPT's loop": lambda: nano(shape, steps),
         "plain PyTorch loop, fp32": lambda: plain_loop(shape, steps),
         "plain PyTorch loop, bf16 autocast": lambda: plain_loop(shape, steps, bf16=True),
     }
+    if (gain := int8_gain()) < 1:
+        print(f"# not measured: {INT8}: its products have {gain:.2f} of float32's speed on this processor", file=sys.stderr)
+        del peers[INT8]
     if chosen.model == "b":
         peers |= {
             "chattune, dropout 0.2": lambda: ours(shape, steps, dropout=0.2),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chattune.core.errors import SettingError
-from chattune.models import int8
+from chattune.models import int8, products
 from chattune.models.families import Family
 from chattune.models.families.gpt import GPT
 from chattune.models.families.lstm import LSTM
@@ -156,7 +156,24 @@ def test_a_processor_with_wrong_sums_is_refused(monkeypatch: pytest.MonkeyPatch)
         device.choose_precision(TINY.build(VOCABULARY, 0), view, "int8")
 
 
-def test_the_choice_says_in_how_many_maps() -> None:
+@pytest.mark.parametrize(("gain", "remark"), [(4.0, ""), (0.05, ", though its products take 20 times as long as float32's here")])
+def test_the_choice_says_in_how_many_maps_and_whether_it_pays(monkeypatch: pytest.MonkeyPatch, gain: float, remark: str) -> None:
+    monkeypatch.setattr(device, "int8_gain", lambda: gain)  # what another processor would measure
     chosen, why = device.choose_precision(TINY.build(VOCABULARY, 0).train(), view, "int8")
     assert chosen == "int8"
-    assert why == "int8 as set, in 8 linear maps"  # queries with keys and values, output, gate with up, output; two layers
+    assert why == f"int8 as set, in 8 linear maps{remark}"  # queries with keys and values, output, gate with up, output; two layers
+
+
+def test_bfloat16_is_not_tried_where_its_products_are_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[LanguageModel] = []
+    for gain, expected in ((0.1, 0), (2.0, 8)):
+        monkeypatch.setattr(device, "bfloat16_gain", lambda gain=gain: gain)
+        passes.clear()
+        chosen, why = device.choose_precision(TINY.build(VOCABULARY, 0).train(), passes.append, "auto")
+        assert len(passes) == expected, "no pass is spent on what the products alone decide"
+        assert (chosen == "float32" and "10 times as long" in why) if gain < 1 else "ms in bfloat16" in why
+
+
+def test_gains_are_measured_on_this_processor() -> None:
+    assert 0 < products.int8_gain(64) < 1e3
+    assert 0 < products.bfloat16_gain(64) < 1e3

@@ -28,11 +28,13 @@ from chattune.core.errors import SettingError
 from chattune.models.int8 import int8_is_exact
 from chattune.models.language_model import LanguageModel
 from chattune.models.layers import Linear
+from chattune.models.products import bfloat16_gain, int8_gain
 from chattune.train.budget import Budget
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 MARGIN = 1.15  # bfloat16 must win by more than the noise of a shared machine, so that equal runs choose equally
+HOPELESS = 0.5  # of float32's speed in products alone: then no pass in bfloat16 is tried
 COMPILE_SECONDS = 45.0  # what compiling costs before the first step, roughly; measured 25 to 60 on two cores
 
 
@@ -99,12 +101,16 @@ def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None
     int8 is wanted and cannot be had.
     """
     if wanted == "int8":
-        return "int8", f"int8 as set, in {_int8_used(master, step)} linear maps"
+        used = _int8_used(master, step)
+        slow = f", though its products take {1 / int8_gain():.0f} times as long as float32's here" if int8_gain() < 1 else ""
+        return "int8", f"int8 as set, in {used} linear maps{slow}"
     if wanted in ("float32", "bfloat16"):
         return wanted, f"{wanted} as set"  # type: ignore[return-value]
     if master.device.type == "cuda":
         good = torch.cuda.is_bf16_supported()
         return ("bfloat16", "bfloat16: this GPU computes in it") if good else ("float32", "float32: this GPU has no bfloat16")
+    if bfloat16_gain() < HOPELESS:  # a pass would take as many times longer, and tell nothing more
+        return "float32", f"float32: products in bfloat16 take {1 / bfloat16_gain():.0f} times as long here"
     half = _computing(copy.deepcopy(master), "bfloat16")
     wide = copy.deepcopy(master)
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
