@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from chattune.core.config import validate
+from chattune.core.errors import SettingError
 from chattune.core.part import kind
 from chattune.generate.rules import Rule
 
@@ -20,7 +22,8 @@ NAMES = kind("rules").names()
 # Settings under which each rule of ours changes something; a rule that is not here is tested as it is by default.
 STRONG: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.5}, "top_k": {"k": 3}, "top_p": {"p": 0.6}, "min_p": {"p": 0.3},
-    "repetition_penalty": {"penalty": 1.5},
+    "repetition_penalty": {"penalty": 1.5}, "typical_p": {"p": 0.6}, "presence_penalty": {"penalty": 1.5},
+    "frequency_penalty": {"penalty": -0.7}, "no_repeat_ngram": {"size": 1}, "logit_bias": {"bias": {0: -100.0}},
 }  # fmt: skip
 
 
@@ -143,14 +146,108 @@ def test_repetition_penalty_weakens_what_was_said_and_nothing_else() -> None:
             assert after == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("typical_p", {"p": 1e-9}), ("no_repeat_ngram", {"size": 1}), ("no_repeat_ngram", {"size": 2}),
+        ("logit_bias", {"bias": dict.fromkeys(range(6), -100.0)}), ("logit_bias", {"bias": {2: 100.0}}),
+    ],
+)  # fmt: skip
+def test_a_rule_at_its_extreme_leaves_a_token_in_each_row(name: str, settings: dict[str, Any]) -> None:
+    r, history = rule(name, **settings), torch.tensor([[0, 1, 2, 3, 4, 5, 0], [2, 2, 2, 2, 2, 2, 2]])
+    only = torch.tensor([[-math.inf, 3.0, *[-math.inf] * 4], [0.0, *[-math.inf] * 5]])  # a single token is possible
+    for logits in (some_logits(2, 6), only):
+        adjusted = r.adjust(logits, history)
+        assert (adjusted > -math.inf).any(-1).all()
+        assert not (adjusted > -math.inf)[logits == -math.inf].any()
+
+
+@given(seed=st.integers(0, 10_000), p=st.floats(0.01, 0.99), vocabulary=st.integers(1, 200), scale=st.floats(0.1, 10))
+def test_typical_p_keeps_what_is_nearest_to_the_entropy(seed: int, p: float, vocabulary: int, scale: float) -> None:
+    logits = some_logits(1, vocabulary, seed, scale)
+    kept = rule("typical_p", p=p).adjust(logits, HISTORY[:1])[0].numpy() > -math.inf
+    shares = logits[0].double().softmax(-1).numpy()
+    distance = np.abs(-np.log(shares) - -(shares * np.log(shares)).sum())
+    rounding = 1e-9  # a running sum of at most 200 float64 shares
+    assert shares[kept].sum() >= p - rounding
+    assert shares[kept].sum() - shares[kept][distance[kept].argmax()] < p + rounding, "without its least typical token too little"
+    assert kept.all() or distance[kept].max() <= distance[~kept].min() + rounding
+
+
+def test_typical_p_leaves_out_a_token_that_says_too_little() -> None:
+    # One token at 0.7, the others share 0.3: the entropy is 1.99 nats; the likeliest surprises by 0.36, the others by 4.6.
+    logits = torch.tensor([[0.7, *[0.01] * 30]]).log()
+    assert int((rule("typical_p", p=0.2).adjust(logits, HISTORY[:1]) > -math.inf).sum()) == 1
+    # At 0.3 against 70 times 0.01 the entropy is 3.58: the tail, at 4.6, is nearer to it than the likeliest at 1.2.
+    logits = torch.tensor([[0.3, *[0.01] * 70]]).log()
+    kept = rule("typical_p", p=0.2).adjust(logits, HISTORY[:1])[0] > -math.inf
+    assert not kept[0]
+    assert kept[1:].all(), "equals are kept"
+
+
+def test_presence_is_counted_once_and_frequency_each_time_over_the_reply_alone() -> None:
+    logits = some_logits()
+    presence = rule("presence_penalty", penalty=0.5).adjust(logits, HISTORY)
+    frequency = rule("frequency_penalty", penalty=0.5).adjust(logits, HISTORY)
+    for row in range(4):
+        for token in range(50):
+            count = HISTORY[row].tolist().count(token)
+            assert float(logits[row, token] - presence[row, token]) == pytest.approx(0.5 * (count > 0), abs=1e-5)
+            assert float(logits[row, token] - frequency[row, token]) == pytest.approx(0.5 * count, abs=1e-5)
+    counted = {name: kind("rules").load(name).counts_prompt for name in NAMES}
+    assert {name for name, prompt in counted.items() if not prompt} == {"presence_penalty", "frequency_penalty"}
+
+
+def test_a_reply_without_repeated_runs_is_what_is_left() -> None:
+    logits, history = torch.zeros(3, 9), torch.tensor([[1, 2, 3, 1, 2], [1, 2, 1, 2, -1], [4, -1, -1, -1, -1]])
+    for size, banned in {1: [{1, 2, 3}, {1, 2}, {4}], 2: [{3}, {1}, set()], 3: [{3}, {1}, set()], 4: [set(), set(), set()]}.items():
+        adjusted = rule("no_repeat_ngram", size=size).adjust(logits, history)
+        assert [set((row == -math.inf).nonzero().flatten().tolist()) for row in adjusted] == banned, size
+
+
+def test_a_bias_is_added_and_its_ends_ban_and_force() -> None:
+    logits = some_logits(2, 8) * 100  # further apart than any bias
+    adjusted = rule("logit_bias", bias={1: 2.5, 3: -7.0}).adjust(logits, HISTORY[:2])
+    torch.testing.assert_close(adjusted - logits, torch.tensor([0, 2.5, 0, -7.0, 0, 0, 0, 0]).expand(2, 8), atol=1e-4, rtol=0)
+    banned = rule("logit_bias", bias={1: -100}).adjust(logits, HISTORY[:2]).softmax(-1)
+    assert not banned[:, 1].any()
+    forced = rule("logit_bias", bias={1: 100, 2: 100, 3: 99}).adjust(logits, HISTORY[:2]).softmax(-1)
+    torch.testing.assert_close(forced[:, 1:3], logits[:, 1:3].softmax(-1))
+
+
+def test_a_bias_for_what_does_not_exist_is_refused_by_name() -> None:
+    part = kind("rules").load("logit_bias")
+    for wrong in ({-1: 1.0}, {3: 100.5}, {3: math.nan}, {"x": 1.0}, {3: None}):
+        with pytest.raises(SettingError) as caught:
+            validate(part, {"bias": wrong})
+        assert caught.value.path.startswith("bias")
+    for use in (lambda r: r.check(50), lambda r: r.adjust(some_logits(), HISTORY)):
+        with pytest.raises(SettingError, match="no token has the id 50") as caught:
+            use(rule("logit_bias", bias={50: 1.0}))
+        assert caught.value.path == "logit_bias"
+    rule("logit_bias", bias={49: 1.0}).check(50)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.7}])
 def test_rules_equal_those_of_transformers(settings: dict[str, float]) -> None:
-    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
     (name, value), logits = next(iter(settings.items())), some_logits(8, 200)
     theirs = {
         "temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper,
+        "typical_p": TypicalLogitsWarper,
     }[name](value)  # fmt: skip
     ours = rule(name, **{{"temperature": "temperature", "top_k": "k"}.get(name, "p"): value})
     history = torch.zeros(8, 1, dtype=torch.long)
     np.testing.assert_allclose(ours.adjust(logits, history).softmax(-1), theirs(history, logits).softmax(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_no_repeated_runs_equals_that_of_transformers(size: int) -> None:
+    from transformers import NoRepeatNGramLogitsProcessor
+
+    history = torch.randint(0, 3, (16, 60), generator=torch.Generator().manual_seed(0))
+    logits = some_logits(16, 20)
+    ours = rule("no_repeat_ngram", size=size).adjust(logits, history)
+    assert torch.equal(ours, NoRepeatNGramLogitsProcessor(size)(history, logits.clone()))
+    assert (ours == -math.inf).any()

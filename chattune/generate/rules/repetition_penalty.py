@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from chattune.core.part import setting
 from chattune.generate.rules import Rule
+from chattune.generate.rules._history import counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,5 @@ class RepetitionPenalty(Rule):
     def adjust(self, logits: Tensor, history: Tensor) -> Tensor:
         if self.penalty == 1.0 or history.shape[-1] == 0:
             return logits
-        # Padding (-1) is sent to a column of its own, which is cut off again.
-        said = logits.new_zeros((*logits.shape[:-1], logits.shape[-1] + 1)).scatter(-1, history.remainder(logits.shape[-1] + 1), 1.0)
         weaker = (logits / self.penalty).where(logits > 0, logits * self.penalty)
-        return weaker.where(said[..., :-1] > 0, logits)
+        return weaker.where(counts(logits, history) > 0, logits)
