@@ -8,33 +8,42 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
 
 from chattune.core.config import validate
 from chattune.core.errors import UsageError
 from chattune.core.part import Settings, part_list, setting
-from chattune.core.seeds import generator
 from chattune.dialogs.dialog import Message
 from chattune.generate.rules import Rule
+from chattune.generate.rules.frequency_penalty import FrequencyPenalty
+from chattune.generate.rules.logit_bias import LogitBias
 from chattune.generate.rules.min_p import MinP
+from chattune.generate.rules.no_repeat_ngram import NoRepeatNgram
+from chattune.generate.rules.presence_penalty import PresencePenalty
 from chattune.generate.rules.repetition_penalty import RepetitionPenalty
 from chattune.generate.rules.temperature import Temperature
 from chattune.generate.rules.top_k import TopK
 from chattune.generate.rules.top_p import TopP
+from chattune.generate.rules.typical_p import TypicalP
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
+    from chattune.generate.engine import Ask, Engine
     from chattune.models.language_model import LanguageModel
     from chattune.tokens.template import Template
 
 ROWS = 32  # replies decoded side by side
+_CHUNK = 4096  # prompt tokens read in a step: nobody waits between two of them
 _SHORTEST = 8  # tokens of the newest message that are worth answering
 Messages = Sequence[Message | Mapping[str, Any]]
+
+
+def _strings(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class Sampling(Settings):
@@ -44,10 +53,36 @@ class Sampling(Settings):
     top_k: int = setting(0, "draw from so many of the likeliest tokens; 0: all", low=0)
     top_p: float = setting(0.9, "draw from the likeliest tokens that hold this share of probability; 1: all", above=0.0, high=1.0)
     min_p: float = setting(0.0, "leave out tokens below this share of the likeliest one's probability; 0: none", low=0.0, high=1.0)
+    typical_p: float = setting(1.0, "draw from tokens about as surprising as expected, to this share; 1: all", above=0.0, high=1.0)
     repetition_penalty: float = setting(1.1, "above 1: tokens that were said become less likely", low=1.0, high=10.0)
+    presence_penalty: float = setting(0.0, "taken from the logit of a token that the reply holds", low=-2.0, high=2.0)
+    frequency_penalty: float = setting(0.0, "taken from a token's logit for each time the reply holds it", low=-2.0, high=2.0)
+    no_repeat_ngram: int = setting(0, "tokens in a run that comes only once; 0: runs may repeat", low=0, high=1024)
+    logit_bias: Mapping[int, float] = setting({}, "token id → what is added to its logit, -100 (never) to 100 (only this)")
+    stop: Annotated[tuple[str, ...], BeforeValidator(_strings)] = setting((), "texts that end a reply; they are not part of it")
+    min_tokens: int = setting(0, "no end and no stop text before so many tokens", low=0, high=1048576)
     max_tokens: int = setting(128, "end a reply after so many tokens", low=1, high=1048576)
+    grammar: Mapping[str, Any] | None = setting(None, "what a reply may be: {json_schema: …}, {regex: …} or {json_object: true}")
     seed: int = setting(0, "the same seed gives the same reply")
     rules: Annotated[tuple[Rule, ...], BeforeValidator(part_list)] = setting((), "further rules, applied after the others")
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _a_bias(cls, bias: Mapping[int, float]) -> Mapping[int, float]:
+        return LogitBias.within_limits(bias)
+
+    @field_validator("stop")
+    @classmethod
+    def _some_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty text would end every reply before it began")
+        return stop
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} lies above max_tokens {self.max_tokens}")
+        return self
 
     @classmethod
     def recommended(cls, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +102,10 @@ class Sampling(Settings):
     def in_order(self) -> list[Rule]:
         """The rules that change something, in the order in which they are applied."""
         rules = [
-            RepetitionPenalty(penalty=self.repetition_penalty), Temperature(temperature=self.temperature), TopK(k=self.top_k),
-            TopP(p=self.top_p), MinP(p=self.min_p),
+            RepetitionPenalty(penalty=self.repetition_penalty), PresencePenalty(penalty=self.presence_penalty),
+            FrequencyPenalty(penalty=self.frequency_penalty), NoRepeatNgram(size=self.no_repeat_ngram), LogitBias(bias=self.logit_bias),
+            Temperature(temperature=self.temperature), TopK(k=self.top_k), TopP(p=self.top_p), MinP(p=self.min_p),
+            TypicalP(p=self.typical_p),
         ]  # fmt: skip
         return [*(rule for rule in rules if rule != type(rule)()), *self.rules]
 
@@ -77,7 +114,9 @@ class Sampling(Settings):
 class ReplyEvent:
     """One step of a reply. `text`: what became complete with this token, possibly nothing: a character is never split.
 
-    The last event has a `finish_reason` (``"stop"``: the model ended its turn; ``"length"``: a limit did) and no token.
+    The last event has a `finish_reason` and no token. ``"stop"``: the model ended its turn, or a stop text came, of which nothing is
+    given; ``"length"``: a limit did; ``"cancelled"`` and ``"error"``: as they say. `logprob` of the token and `alternatives`, the
+    likeliest tokens, where they were asked for: log-probabilities of the model's own distribution, before any rule.
     `forgotten`: messages at the beginning of the history that did not fit into the context; the newest one counts when its own
     beginning was cut.
     """
@@ -86,6 +125,8 @@ class ReplyEvent:
     token: int | None
     finish_reason: str | None = None
     forgotten: int = 0
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +151,6 @@ class ChatModel:
         self.sampling = sampling or Sampling()
         self.context = model.family.context_length()
         self.ends = frozenset(self.tokenizer.ends)
-        self._never = [*self.tokenizer.never, *range(self.tokenizer.vocabulary, model.vocabulary)]
 
     def reply(self, text_or_messages: str | Messages, **sampling: Any) -> str:
         """The answer to a text, or to messages; keywords are the settings of `Sampling`."""
@@ -125,27 +165,16 @@ class ChatModel:
         """The reply as it is drawn: an event for each token, and a last one with the reason why it ended."""
         sampling = sampling or self.sampling
         prompt, forgotten = self._fitted(messages, sampling)
-        text = self.tokenizer.stream()
-        reason = "length"
-        for ((_, token),) in self._drawn([prompt], sampling):
-            if token in self.ends:
-                reason = "stop"
-                break
-            yield ReplyEvent(text.push(token), token, forgotten=forgotten)
-        yield ReplyEvent(text.finish(), None, reason, forgotten)
+        for event in self._engine().stream(self._ask(prompt, sampling)):
+            yield replace(event, forgotten=forgotten) if forgotten else event
 
     def replies(self, many: Sequence[Messages], sampling: Sampling | None = None) -> list[Reply]:
-        """A reply to each of many conversations, in their order; decoded side by side, prompts of like length together."""
+        """A reply to each of many conversations, in their order; decoded side by side."""
         sampling = sampling or self.sampling
         prompts = [self._fitted(messages, sampling) for messages in many]
-        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number][0]))
-        drawn: list[list[int]] = [[] for _ in prompts]
-        for start in range(0, len(order), ROWS):
-            numbers = order[start : start + ROWS]
-            for step in self._drawn([prompts[number][0] for number in numbers], sampling):
-                for row, token in step:
-                    drawn[numbers[row]].append(token)
-        return [self._reply(tokens, forgotten) for tokens, (_, forgotten) in zip(drawn, prompts, strict=True)]
+        asks = [self._ask(prompt, sampling) for prompt, _ in prompts]
+        replies = self._engine(len(asks)).run(asks)
+        return [replace(reply, forgotten=forgotten) for reply, (_, forgotten) in zip(replies, prompts, strict=True)]
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids after which the model answers these messages."""
@@ -158,53 +187,15 @@ class ChatModel:
         with torch.no_grad():  # not inference_mode: the caller may go on with what it gets
             return self.model(torch.tensor([list(ids)], device=self.model.device))[0].float()  # type: ignore[no-any-return]
 
-    def _reply(self, tokens: list[int], forgotten: int) -> Reply:
-        stopped = bool(tokens) and tokens[-1] in self.ends
-        said = tokens[:-1] if stopped else tokens
-        return Reply(self.tokenizer.decode(said), tuple(said), "stop" if stopped else "length", forgotten)
+    def _ask(self, prompt: list[int], sampling: Sampling) -> Ask:
+        from chattune.generate.engine import Ask
 
-    def _drawn(self, prompts: list[list[int]], sampling: Sampling) -> Iterator[list[tuple[int, int]]]:
-        """Step by step, (number of the prompt, next token) for each prompt whose reply goes on, its end of turn included."""
-        import torch
+        return Ask(tuple(prompt), sampling)
 
-        rules, device = sampling.in_order(), self.model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        limits = [min(sampling.max_tokens, self.context - len(prompt)) for prompt in prompts]
-        chances = torch.from_numpy(_chances(prompts, limits, sampling.seed)).to(device)
-        longest = max(len(prompt) for prompt in prompts)
-        rows = torch.arange(len(prompts), device=device)
-        history = torch.full((len(prompts), longest + max(limits)), -1, device=device)
-        for row, prompt in enumerate(prompts):
-            history[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        numbers, step = list(range(len(prompts))), 0
-        with torch.inference_mode():
-            cache = self.model.new_cache(len(prompts), history.shape[1])
-            start = history[:, :longest]
-            segments = None if int(lengths.min()) == longest else torch.where(start < 0, -1, 0)
-            hidden = self.model.hidden(start.clamp(min=0), segments=segments, cache=cache)[rows, lengths - 1]
-        while True:
-            with torch.inference_mode():
-                logits = self.model.head(hidden).float()
-                logits[:, self._never] = -torch.inf
-                for rule in rules:
-                    logits = rule.adjust(logits, history)
-                chosen = drawn_at(logits, chances[:, step])
-            tokens = chosen.tolist()
-            drawn = list(zip(numbers, tokens, strict=True))
-            yield [(number, token) for number, token in drawn if number >= 0]
-            going = [number >= 0 and token not in self.ends and step + 1 < limits[number] for number, token in drawn]
-            numbers = [number if goes else -1 for number, goes in zip(numbers, going, strict=True)]
-            if not any(going):
-                return
-            with torch.inference_mode():
-                history[rows, lengths + step] = chosen
-                if sum(going) <= 0.75 * len(going):  # leave the finished rows behind; copying the cache at every end would cost more
-                    kept = torch.tensor([row for row, goes in enumerate(going) if goes], device=device)
-                    cache.select(kept)
-                    history, lengths, chances, chosen = history[kept], lengths[kept], chances[kept], chosen[kept]
-                    numbers, rows = [number for number in numbers if number >= 0], rows[: len(kept)]
-                hidden = self.model.hidden(chosen[:, None], cache=cache)[:, -1]
-            step += 1
+    def _engine(self, replies: int = 1) -> Engine:
+        from chattune.generate.engine import Engine
+
+        return Engine(self.model, self.tokenizer, slots=min(replies, ROWS) or 1, chunk=_CHUNK)
 
     def _fitted(self, messages: Messages, sampling: Sampling) -> tuple[list[int], int]:
         """Prompt ids that leave room for a reply (a quarter of the context at most), and how many messages were forgotten for it."""
@@ -250,16 +241,6 @@ def drawn_at(logits: Tensor, chance: Tensor) -> Tensor:
     # Scaled to the sum as rounded; below it by more than a rounding error, so that the token found has a probability above 0.
     mark = chance.clamp(max=1 - 1e-12) * reached[:, -1]
     return torch.searchsorted(reached, mark[:, None], right=True)[:, 0]
-
-
-def _chances(prompts: list[list[int]], limits: list[int], seed: int) -> np.ndarray:
-    """(rows, steps) float64 uniform numbers, for each prompt from a stream of its own."""
-    import numpy as np
-
-    chances = np.zeros((len(prompts), max(limits)))
-    for row, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        chances[row, :limit] = generator(seed, "reply", *prompt).random(limit)
-    return chances
 
 
 def _role(message: Message | Mapping[str, Any]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -132,10 +135,15 @@ class Cache:
     at the padding counts only real tokens, and what padding wrote is overwritten by the tokens that follow.
     """
 
+    rewinds: ClassVar[bool] = True  # a row can go on from any earlier place
+    joins: ClassVar[bool] = True  # rows of other lengths and ages can be taken together (`at`)
+    pads: bool = True  # padding may follow what a row holds already
+
     def __init__(self, layers: int, rows: int, heads: int, length: int, head: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.keys = [torch.zeros(rows, heads, length, head, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros_like(block) for block in self.keys]
+        self.keys = [untouched(rows, heads, length, head, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [untouched(rows, heads, length, head, dtype=dtype, device=device) for _ in range(layers)]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.picked: Tensor | None = None  # (rows,) which rows of the blocks are meant, where it is not all of them
 
     @property
     def length(self) -> int:
@@ -153,13 +161,73 @@ class Cache:
         """Put (rows, heads, time, head) keys and values at `slots`; gives all up to the last slot written."""
         rows, heads, _, head = keys.shape
         block, end = self.keys[layer], int(slots[:, -1].max()) + 1
-        index = (torch.arange(rows * heads, device=slots.device).view(rows, heads, 1) * block.shape[2] + slots[:, None]).flatten()
+        row = torch.arange(rows, device=slots.device) if self.picked is None else self.picked
+        above = row[:, None] * heads + torch.arange(heads, device=slots.device)  # (rows, heads)
+        index = (above[:, :, None] * block.shape[2] + slots[:, None]).flatten()
         block.view(-1, head).index_copy_(0, index, keys.reshape(-1, head).to(block.dtype))
         self.values[layer].view(-1, head).index_copy_(0, index, values.reshape(-1, head).to(block.dtype))
-        return block[:, :, :end], self.values[layer][:, :, :end]
+        return self.read(layer, end)
+
+    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """(rows, heads, end, head) keys and values of the first `end` slots."""
+        keys, values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        return (keys, values) if self.picked is None else (keys.index_select(0, self.picked), values.index_select(0, self.picked))
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows, in this order."""
         self.keys = [block.index_select(0, rows) for block in self.keys]
         self.values = [block.index_select(0, rows) for block in self.values]
         self.lengths = self.lengths.index_select(0, rows)
+
+    def at(self, rows: Sequence[int], starts: Sequence[int]) -> Self:
+        """These rows as a cache of their own, each cut to the tokens before its start; after a pass, `put` brings them back.
+
+        Keys and values are not copied: neighbours are a part of the block, others are found through `picked`. Where a cache does
+        not rewind, a row starts where it stands, or at 0.
+        """
+        part = copy(self)
+        part.lengths = torch.tensor(starts, device=self.lengths.device)
+        if _neighbours(rows):
+            first, last = rows[0], rows[-1] + 1
+            part.keys, part.values = [block[first:last] for block in self.keys], [block[first:last] for block in self.values]
+        else:
+            part.picked = torch.tensor(rows, device=self.lengths.device)
+        return part
+
+    def put(self, rows: Sequence[int], part: Self) -> None:
+        """Take back what became of the rows that `at` gave."""
+        put_rows(self.lengths, rows, part.lengths)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Let row `target` hold the first `length` tokens of row `source`."""
+        for blocks in (self.keys, self.values):
+            for block in blocks:
+                block[target, :, :length] = block[source, :, :length]
+        self.lengths[target] = length
+
+
+def untouched(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On the processor the system gives memory only for what is written, so that a cache costs what it holds."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    width = torch.empty(0, dtype=dtype).element_size()
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * width), dtype=np.uint8)).view(dtype)
+
+
+def take_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of (rows, …): a part of the same memory where they are neighbours, else a copy."""
+    if _neighbours(rows):
+        return values[rows[0] : rows[-1] + 1]
+    return values.index_select(0, torch.tensor(rows, device=values.device))
+
+
+def put_rows(values: Tensor, rows: Sequence[int], part: Tensor) -> None:
+    """Write rows back that `take_rows` gave, or what took their place."""
+    if not _neighbours(rows):
+        values.index_copy_(0, torch.tensor(rows, device=values.device), part)
+    elif part.data_ptr() != values[rows[0]].data_ptr():
+        values[rows[0] : rows[-1] + 1] = part
+
+
+def _neighbours(rows: Sequence[int]) -> bool:
+    return all(after == before + 1 for before, after in pairwise(rows))

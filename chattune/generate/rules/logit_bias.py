@@ -30,7 +30,7 @@ class LogitBias(Rule):
 
     @field_validator("bias")
     @classmethod
-    def _within_limits(cls, bias: Mapping[int, float]) -> Mapping[int, float]:
+    def within_limits(cls, bias: Mapping[int, float]) -> Mapping[int, float]:
         for token, value in bias.items():
             if token < 0:
                 raise ValueError(f"{token} is no token id: ids begin at 0")

@@ -7,6 +7,7 @@ cross-attention the turns before its own. The end token belongs to the turn that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from chattune.models import fresh
-from chattune.models.language_model import Cache, LanguageModel
+from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows
 from chattune.models.layers import Linear, RMSNorm, attention, dropout, rotary, rotate, swiglu
 
 if TYPE_CHECKING:
@@ -138,6 +139,30 @@ class TurnCache(Cache):
         for name in ("ids", "turns", "turn", "encoded"):
             setattr(self, name, getattr(self, name).index_select(0, rows))
 
+    def at(self, rows: Sequence[int], starts: Sequence[int]) -> Self:
+        part = super().at(rows, starts)
+        part.ids, turns, start = take_rows(self.ids, rows), take_rows(self.turns, rows), part.lengths[:, None]
+        # A token's turn does not depend on the token itself, so that the one forgotten tells in which turn the row goes on.
+        known = turns.gather(1, start)[:, 0]
+        part.turn = torch.where(known == _NEVER, take_rows(self.turn, rows), known).masked_fill(part.lengths == 0, 0)
+        part.turns = turns.masked_fill(torch.arange(turns.shape[1], device=turns.device) >= start, _NEVER)
+        # Of what went through the encoder, turns stay that end before the last token kept: others may end otherwise now.
+        last = part.turns.gather(1, (start - 1).clamp(min=0))
+        whole = (part.turns < torch.where(start > 0, last, 0)).sum(1)
+        part.encoded = torch.minimum(take_rows(self.encoded, rows), whole)
+        return part
+
+    def put(self, rows: Sequence[int], part: Self) -> None:
+        super().put(rows, part)
+        for name in ("ids", "turns", "turn", "encoded"):
+            put_rows(getattr(self, name), rows, getattr(part, name))
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        super().copy_row(source, target, length)
+        for name in ("ids", "turns", "turn", "encoded"):
+            values = getattr(self, name)
+            values[target] = values[source]
+
 
 @dataclass(frozen=True)
 class _Store:
@@ -227,7 +252,7 @@ class EncoderDecoderModel(LanguageModel):
         x = self._embedded(ids)
         for layer, block in enumerate(self.decoder):
             crossed = cache.layers + layer
-            memory = _Memory(cache.keys[crossed][:, :, :past], cache.values[crossed][:, :, :past], looking_back)
+            memory = _Memory(*cache.read(crossed, past), looking_back)
             x = block(x, place, memory, _Store(cache, 2 * cache.layers + layer, slots, end))
         cache.lengths = cache.lengths + real.sum(1)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -139,7 +139,8 @@ class HFModel(LanguageModel):
         return getattr(self.network, self.base_name)
 
     def new_cache(self, rows: int, length: int) -> Cache:
-        return _TransformersCache(transformers().DynamicCache(config=self.network.config), rows, length, self.device)
+        held = transformers().DynamicCache(config=self.network.config)
+        return _TransformersCache(held, rows, length, self.device, pads=not self.steps_only)
 
     def set_dropout(self, rate: float) -> None:
         for module in self.network.modules():
@@ -245,9 +246,12 @@ class HFModel(LanguageModel):
 class _TransformersCache(Cache):
     """The cache object of transformers; `written`: (rows, places) which of its places hold a token of the row."""
 
-    def __init__(self, held: Any, rows: int, length: int, device: torch.device) -> None:
+    rewinds: ClassVar[bool] = False
+    joins: ClassVar[bool] = False  # all rows write the same place
+
+    def __init__(self, held: Any, rows: int, length: int, device: torch.device, pads: bool) -> None:
         super().__init__(0, rows, 1, length, 1, dtype=torch.float32, device=device)
-        self.held, self.room = held, length
+        self.held, self.room, self.pads = held, length, pads
         self.written = torch.zeros(rows, 0, dtype=torch.bool, device=device)
 
     @property

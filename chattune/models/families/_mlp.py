@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chattune.models.activations import Activation
 from chattune.models.fresh import fill
-from chattune.models.language_model import Cache, LanguageModel
+from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows
 from chattune.models.layers import Linear, dropout
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class MLPModel(LanguageModel):
 class _Recent(Cache):
     """The ids that the next token's window still sees: (rows, window − 1), with −1 where there is none."""
 
+    rewinds: ClassVar[bool] = False
+
     def __init__(self, rows: int, length: int, back: int, device: torch.device) -> None:
         super().__init__(0, rows, 1, length, 1, dtype=torch.float32, device=device)
         self.room = length
@@ -153,3 +155,12 @@ class _Recent(Cache):
 
     def select(self, rows: Tensor) -> None:
         self.ids, self.lengths = self.ids.index_select(0, rows), self.lengths.index_select(0, rows)
+
+    def at(self, rows: Sequence[int], starts: Sequence[int]) -> Self:
+        part = super().at(rows, starts)
+        part.ids = take_rows(self.ids, rows).masked_fill(part.lengths[:, None] == 0, -1)
+        return part
+
+    def put(self, rows: Sequence[int], part: Self) -> None:
+        super().put(rows, part)
+        put_rows(self.ids, rows, part.ids)

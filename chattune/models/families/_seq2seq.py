@@ -5,6 +5,7 @@ What makes it causal: a decoder's state follows from its own turn up to the toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from chattune.models.families._recurrent import EPSILON, Layer, State, refill_recurrent, replaced, window_sequences
 from chattune.models.families._recurrent_family import GATES
 from chattune.models.fresh import fill
-from chattune.models.language_model import Cache, LanguageModel
+from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows, untouched
 from chattune.models.layers import Linear, RMSNorm, attention, dropout
 from chattune.models.states import StateCache
 from chattune.models.unpacked import Sequences, beginnings
@@ -42,6 +43,19 @@ class _Turns(StateCache):
         super().select(rows)
         for name in ("memory", "turns", "turn", "fresh"):
             setattr(self, name, getattr(self, name).index_select(0, rows))
+
+    def at(self, rows: Sequence[int], starts: Sequence[int]) -> Self:
+        part = super().at(rows, starts)
+        begins = part.lengths == 0
+        part.memory = take_rows(self.memory, rows)
+        part.turns = take_rows(self.turns, rows).masked_fill(begins[:, None], _NOT_YET)
+        part.turn, part.fresh = take_rows(self.turn, rows).masked_fill(begins, 0), take_rows(self.fresh, rows) | begins
+        return part
+
+    def put(self, rows: Sequence[int], part: Self) -> None:
+        super().put(rows, part)
+        for name in ("memory", "turns", "turn", "fresh"):
+            put_rows(getattr(self, name), rows, getattr(part, name))
 
 
 class Seq2SeqModel(LanguageModel):
@@ -121,7 +135,7 @@ class Seq2SeqModel(LanguageModel):
 
     def new_cache(self, rows: int, length: int) -> Cache:
         encoder, decoder = ([layer.empty(rows) for layer in _layers(stack)] for stack in (self.encoder, self.decoder))
-        return _Turns(encoder, decoder, self.embedding.weight.new_zeros(rows, length, self.embedding.embedding_dim))
+        return _Turns(encoder, decoder, untouched(rows, length, self.embedding.embedding_dim, dtype=self.dtype, device=self.device))
 
     def set_dropout(self, rate: float) -> None:
         self.drop = rate
