@@ -15,6 +15,7 @@ from chattune.core.seeds import derived
 from chattune.evaluate import bootstrap
 from chattune.evaluate.exchanges import Exchange, chosen, exchanges
 from chattune.evaluate.forgetting import forgetting
+from chattune.evaluate.history import history_curve
 from chattune.evaluate.loss import SplitLoss, split_loss
 from chattune.evaluate.metrics import Item, Metric
 from chattune.evaluate.verdict import verdict
@@ -48,7 +49,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
             "has no target tokens.", path=str(tokens.path / "test"), rule="at least one turn to predict",
             hint="Bring more conversations, or set prepare.targets=all.",
         )
-    with progress("evaluate", 3 + len(config.baselines), unit="part") as bar:
+    with progress("evaluate", 4 + len(config.baselines), unit="part") as bar:
         talker = ChatModel(checkpoint.model(), tokens.template)
         context = talker.context
         overlap = usual_overlap(context) if config.overlap is None else min(config.overlap, context - 1)
@@ -58,6 +59,11 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         replies = _replies(talker, prompts, config.sampling, seed)
         bar.update(2, replies=len(replies))
         others = _baselines(config.baselines, seed, dialogs, tokens, split, prompts, bar)
+        history = None
+        if config.history_dialogs:
+            history = history_curve(
+                talker.model, split, tokens.tokenizer.byte_lengths, context=context, dialogs=config.history_dialogs, seed=seed
+            )
     scores, notes, single = _scored(config.metrics, prompts, [reply.text for reply in replies], seed)
     metrics = {**_loss_scores(loss, seed), **scores}
     baselines = {
@@ -76,6 +82,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         "difference": {"ngram": {"bits_per_byte": difference}} if difference else {},
         "verdict": verdict(metrics, baselines, people, difference),
         **({"started": started} if started else {}),
+        **({"history": history} if history else {}),
         "notes": notes,
         "better": {metric.name: metric.better for metric in config.metrics} | {"bits_per_byte": "lower", "perplexity": "lower"},
         "prompts": {

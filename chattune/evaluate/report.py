@@ -16,6 +16,7 @@ from chattune.core.record import Record
 from chattune.core.stage import hardware, question_of, versions
 from chattune.evaluate.artifact import LOSSES
 from chattune.evaluate.forgetting import sentences
+from chattune.evaluate.history import sentence as history_sentence
 from chattune.evaluate.verdict import relation, said
 from chattune.generate.terminal import readable
 
@@ -100,6 +101,7 @@ def page(summary: Mapping[str, Any], replies: Sequence[Mapping[str, Any]], facts
         scores=_score_rows(summary),
         started=_started(summary.get("started")),
         started_sentences=sentences(summary.get("started")),
+        history=_history(summary.get("history")),
         trial=_tried(facts["training"]["metrics"].get("trial")),
         curves=Markup(drawing) if drawing else None,  # ours: matplotlib escapes what it writes
         described=described(facts["record"]),
@@ -111,6 +113,20 @@ def page(summary: Mapping[str, Any], replies: Sequence[Mapping[str, Any]], facts
         hardware=hardware(),
         facts=facts,
     )
+
+
+def _history(curve: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The lengths of history and what each costs, as the page shows them."""
+    if not curve:
+        return None
+    rows = [
+        {
+            "context": point["context"], "value": f"{point['value']:.3f}", "interval": f"{point['low']:.3f} – {point['high']:.3f}",
+            "more": f"{point['more']['value']:+.3f}", "between": f"{point['more']['low']:+.3f} – {point['more']['high']:+.3f}",
+        }
+        for point in curve["points"]
+    ]  # fmt: skip
+    return {"rows": rows, "sentence": history_sentence(curve), "conversations": curve["conversations"]}
 
 
 def _split(found: Mapping[str, Any]) -> list[tuple[str, str]]:

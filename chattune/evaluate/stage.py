@@ -48,6 +48,9 @@ class EvaluateConfig(Settings):
     overlap: int | None = setting(
         None, "tokens that a window of a long conversation sees of the one before; none: half the model's context", low=0, high=1 << 20
     )
+    history_dialogs: int = setting(
+        40, "test conversations on which the loss is measured with shorter and shorter history; 0: not measured", low=0, high=1_000_000
+    )
     general: tuple[str, ...] | None = setting(
         None, "for a fine-tuned model, conversations of no domain on which forgetting shows: files, folders or words for what is "
         "installed; none: chitchat, or chatterbot-chinese for Chinese; []: not measured",
@@ -70,6 +73,7 @@ def evaluate(
 ) -> Report:
     """Judge `checkpoint` on the test split of `dialogs`, beside baselines that learned from the training split."""
     from chattune.evaluate.forgetting import sentences
+    from chattune.evaluate.history import sentence as history_sentence
     from chattune.evaluate.judge import judge
     from chattune.evaluate.report import write
 
@@ -78,6 +82,8 @@ def evaluate(
     write(judged, config, seed, dialogs, tokens, checkpoint, out)
     for sentence in sentences(judged.summary.get("started")):
         talk().print(f"evaluate  {sentence}", markup=False)
+    if history := judged.summary.get("history"):
+        talk().print(f"evaluate  {history_sentence(history)}", markup=False)
     verdict = judged.summary["verdict"]
     talk().print(f"evaluate  worth talking to? {verdict['answer']}. {verdict['text']}", markup=False)
     for reason in verdict["reasons"]:
