@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PATIENCE = 60.0  # seconds of updates after which a peer starts no further one; one at least is timed
 MISSING = 3  # exit status of a peer whose package is not installed
 
 
@@ -69,15 +70,20 @@ def measured(work: Iterable[float], seconds: Iterable[float]) -> Measured:
 
 
 def timed(step: Callable[[], float], steps: int, warmup: int) -> Measured:
-    """`step` run `warmup` + `steps` times; it gives the work that it did."""
+    """`step` run `warmup` + `steps` times, or fewer (see `enough`); it gives the work that it did."""
     work, seconds = [], []
-    for number in range(steps + warmup):
+    for _ in range(steps + warmup):
         began = time.perf_counter()
-        done = step()
-        if number >= warmup:
-            work.append(float(done))
-            seconds.append(time.perf_counter() - began)
-    return measured(work, seconds)
+        work.append(float(step()))
+        seconds.append(time.perf_counter() - began)
+        if enough(seconds, warmup):
+            break
+    return measured(work[warmup:], seconds[warmup:])
+
+
+def enough(seconds: list[float], warmup: int) -> bool:
+    """True when an update was timed after `warmup` others and all together took longer than anybody should wait for a slow peer."""
+    return len(seconds) > warmup and sum(seconds) > PATIENCE
 
 
 def in_turn(
@@ -169,8 +175,8 @@ def fixed(values: Any) -> Any:
     return Fixed()
 
 
-def step_clock(times: list[float]) -> Any:
-    """A callback of Hugging Face Trainer that adds the seconds of each update to `times`."""
+def step_clock(times: list[float], warmup: int) -> Any:
+    """A callback of Hugging Face Trainer that adds the seconds of each update to `times`, and stops it when that is `enough`."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -179,7 +185,9 @@ def step_clock(times: list[float]) -> Any:
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> Any:
             times.append(time.perf_counter() - self.began)
+            control.should_training_stop |= enough(times, warmup)
+            return control
 
     return Clock()

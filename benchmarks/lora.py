@@ -150,7 +150,7 @@ def theirs(home: Path, steps: int, group_by_length: bool = False) -> Measured:
             save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             train_sampling_strategy="group_by_length" if group_by_length else "random",
         )  # fmt: skip
-        Trainer(adapted, arguments, train_dataset=examples, data_collator=padded, callbacks=[step_clock(times)]).train()
+        Trainer(adapted, arguments, train_dataset=examples, data_collator=padded, callbacks=[step_clock(times, WARMUP)]).train()
     return measured(work[WARMUP : len(times)], times[WARMUP:])
 
 

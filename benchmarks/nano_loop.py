@@ -95,9 +95,10 @@ def crops(ids: Tensor, rows: int, context: int, random: torch.Generator) -> tupl
 
 
 def train(
-    model: NanoGPT, recipe: Recipe, batch: Callable[[], tuple[Tensor, Tensor]], stop: Callable[[int, float], bool] = lambda *_: False
+    model: NanoGPT, recipe: Recipe, batch: Callable[[], tuple[Tensor, Tensor]], stop: Callable[[int, float], bool] = lambda *_: False,
+    times: list[float] | None = None,
 ) -> list[float]:
-    """Seconds of each update; `stop` is asked after each with the number of updates and the seconds so far."""
+    """Seconds of each update, added to `times`; `stop` is asked after each with the number of updates and the seconds so far."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -105,7 +106,7 @@ def train(
         lr=recipe.peak, betas=(0.9, recipe.beta2),
     )  # fmt: skip
     model.train()
-    times: list[float] = []
+    times = [] if times is None else times
     for step in range(recipe.steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:

@@ -121,7 +121,8 @@ def trl(count: int, steps: int, **settings: Any) -> Measured:
             use_cpu=not torch.cuda.is_available(), learning_rate=3e-4, **settings,
         )  # fmt: skip
         data = Dataset.from_list(rows)
-        trainer = SFTTrainer(llama(SHAPE), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[step_clock(times)])
+        clock = step_clock(times, WARMUP)
+        trainer = SFTTrainer(llama(SHAPE), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
         collate = trainer.data_collator
 
         def counted(examples: Any) -> Any:

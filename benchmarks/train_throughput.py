@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-from _common import Measured, compare, fixed, in_turn, measured, memory, parser, rate, step_clock, timed  # noqa: E402
+from _common import Measured, compare, enough, fixed, in_turn, measured, memory, parser, rate, step_clock, timed  # noqa: E402
 
 from chattune.models.products import int8_gain  # noqa: E402
 
@@ -146,8 +146,8 @@ def trainer(shape: Shape, steps: int, bf16: bool = False) -> Measured:
             folder, per_device_train_batch_size=shape.rows, max_steps=steps + WARMUP, bf16=bf16, use_cpu=not torch.cuda.is_available(),
             report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=3e-4,
         )  # fmt: skip
-        Trainer(model=llama(shape), args=arguments, train_dataset=data, callbacks=[step_clock(times)]).train()
-    return measured([shape.rows * shape.context] * steps, times[WARMUP:])
+        Trainer(model=llama(shape), args=arguments, train_dataset=data, callbacks=[step_clock(times, WARMUP)]).train()
+    return measured([shape.rows * shape.context] * (len(times) - WARMUP), times[WARMUP:])
 
 
 def nano(shape: Shape, steps: int, dropout: float = 0.0) -> Measured:
@@ -159,8 +159,11 @@ def nano(shape: Shape, steps: int, dropout: float = 0.0) -> Measured:
     torch.manual_seed(0)
     model = nano_loop.NanoGPT(nano_loop.Shape(shape.layers, shape.heads, shape.width, shape.context, shape.vocabulary, dropout))
     recipe = nano_loop.Recipe(steps=steps + WARMUP, rows=shape.rows)
-    times = nano_loop.train(model, recipe, lambda: nano_loop.crops(ids, shape.rows, shape.context, random))
-    return measured([shape.rows * shape.context] * steps, times[WARMUP:])
+    times: list[float] = []
+    nano_loop.train(
+        model, recipe, lambda: nano_loop.crops(ids, shape.rows, shape.context, random), lambda *_: enough(times, WARMUP), times
+    )
+    return measured([shape.rows * shape.context] * (len(times) - WARMUP), times[WARMUP:])
 
 
 def products(dtype: torch.dtype, size: int = 2048) -> Measured:

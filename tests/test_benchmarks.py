@@ -88,3 +88,22 @@ def test_the_sample_efficiency_benchmark_scores_every_character_once(monkeypatch
     model = Uniform()
     assert sample_efficiency.loss_on(torch.arange(23) % 7, model) == pytest.approx(torch.log(torch.tensor(7.0)).item())
     assert model.seen == 22  # all but the first are predicted
+
+
+def test_a_slow_peer_is_timed_once_and_not_again(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import _common
+
+    monkeypatch.setattr(_common, "PATIENCE", 0.0)
+    shape = throughput.Shape(layers=2, width=32, heads=2, hidden=96, context=16, vocabulary=64, rows=2)
+    for run in (throughput.ours, throughput.nano, throughput.trainer):
+        found = run(shape, 5)
+        assert found.work == [32.0], "one update after those that warm up"
+        assert len(found.seconds) == 1
+
+
+def test_a_peer_is_meant_by_its_whole_name_or_by_the_beginning_of_several() -> None:
+    import _common
+
+    peers = ["chattune", "chattune, compiled", "Trainer, default", "Trainer, bf16"]
+    assert [name for name in peers if _common._means("chattune", name, peers)] == ["chattune"]
+    assert [name for name in peers if _common._means("Trainer", name, peers)] == ["Trainer, default", "Trainer, bf16"]
