@@ -18,7 +18,7 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 import chattune
-from chattune.cli import looking, making
+from chattune.cli import looking, making, serving
 from chattune.cli.answer import USUAL, Answer, Common, plain, silence_broken_pipe
 from chattune.core import processes
 from chattune.core.errors import ChattuneError, Interrupted, UnknownName, UsageError, did_you_mean
@@ -49,6 +49,8 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "resume": (making.resume, MAKE),
     "export": (making.export, MAKE),
     "chat": (making.chat, TALK),
+    "serve": (serving.serve, TALK),
+    "keys": (serving.keys, TALK),
     "runs": (looking.runs, LOOK),
     "show": (looking.show, LOOK),
     "diff": (looking.diff, LOOK),
@@ -70,7 +72,7 @@ def overview(*, common: Common = USUAL) -> Answer:
         f"chattune {chattune.__version__}: from raw conversations to your own chat model, with the proof of what helped.\n"
         "  chattune demo           train, judge and meet a first model on built-in dialogs, in under 10 minutes  ← try this\n"
         "  chattune run RECIPE     the same with your own conversations (see `chattune list recipes`)\n"
-        "  chattune chat RUN       talk to it\n"
+        "  chattune chat RUN       talk to it; `chattune serve RUN` lets other programs talk to it\n"
         "  chattune list           everything that can be set and exchanged; `chattune explain NAME` says more\n"
         "  chattune --help         all commands",
         {"version": chattune.__version__, "next": "chattune demo", "commands": [*COMMANDS, "completion"]},

@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Replace `path` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
     content = content.encode("utf-8") if isinstance(content, str) else content
     with telling_space(path):
@@ -47,7 +47,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,227 @@
+"""Commands that serve: the server itself, and the keys to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from chattune import story
+from chattune.cli.answer import USUAL, Answer, Common, table
+from chattune.core.artifact import Home, check_name
+from chattune.core.errors import UsageError
+from chattune.core.progress import talk
+
+if TYPE_CHECKING:
+    from chattune.serve.models import NativeModel
+
+KEYS = "keys.json"  # beside the runs
+KeyFileOption = Annotated[Path | None, Parameter(help="the file with the keys; without one: keys.json beside the runs")]
+
+
+def serve(
+    *runs: str, host: Annotated[str, Parameter(help="the address to listen at; beyond this machine only with a key")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="0: any that is free")] = 8000,
+    slots: Annotated[int, Parameter(help="replies of one model decoded side by side")] = 8,
+    context: Annotated[int | None, Parameter(help="tokens of prompt and reply together; without it: as many as the model can")] = None,
+    weights: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8", "int4"], Parameter(help="how weights are held; auto: as they are")
+    ] = "auto",
+    upstream: Annotated[
+        list[str] | None, Parameter(negative="", help="another server's model, as name=http://HOST:PORT/v1; repeatable")
+    ] = None,
+    upstream_key: Annotated[list[str] | None, Parameter(negative="", help="its key, as name=env:VARIABLE or name=file:PATH")] = None,
+    keys: KeyFileOption = None,
+    allow_host: Annotated[list[str] | None, Parameter(negative="", help="a name by which the server may be called; repeatable")] = None,
+    limit: Annotated[
+        list[str] | None, Parameter(negative="", help="a limit to change, as queue=200; `chattune serve --limit help` lists them")
+    ] = None,
+    common: Common = USUAL,
+) -> Answer:
+    """Serve models behind OpenAI's interfaces, with a page to try them; Ctrl-C ends it when all is answered.
+
+    Parameters
+    ----------
+    runs
+        import, train or evaluate runs: a name or the beginning of a digest; each is served under that name
+    """
+    from chattune.core.config import override, validate
+    from chattune.serve.limits import Limits
+
+    if limit == ["help"]:
+        rows = [(row["name"], row["default"], row["meaning"]) for row in Limits.describe()]
+        return Answer(table(rows, ["limit", "default", "meaning"]), {"limits": Limits.describe()})
+    limits = validate(Limits, override({}, limit or ()), prefix="--limit")
+    behind = _named(upstream, "--upstream")
+    secrets = _named(upstream_key, "--upstream-key")
+    names = _served_names(runs, behind, secrets)
+    home = Home(common.home)
+    addresses = {name: story.checkpoint_of(home.find(run)) for name, run in names.items()}  # a mistake is told before torch comes
+    _check_numbers(slots, context, port)
+    from chattune.serve.keys import KeyFile
+
+    key_file = KeyFile(keys or common.home / KEYS)
+    if keys is not None and not keys.exists():
+        raise UsageError("is missing.", path=str(keys), rule="a file of keys", hint="Make one: `chattune keys create NAME --file …`.")
+    _refuse_open_door(host, bool(key_file.all()))
+    from chattune.serve.process import bind
+
+    bound = bind(host, port)
+    return _serve(
+        bound, limits, key_file, frozenset(name.lower() for name in allow_host or ()), common,
+        lambda bring: [*(bring(name, str(addresses[name])) for name in names), *_upstreams(behind, secrets, limits)],
+        lambda name, run: _model(name, run, common.home, slots, context, weights, limits),
+    )
+
+
+def keys(
+    what: Literal["list", "create", "revoke"] = "list", name: str | None = None, /, *,
+    scopes: Annotated[str, Parameter(help="what the key is for: chat, embeddings, metrics, admin")] = "chat,embeddings",
+    requests: Annotated[int | None, Parameter(help="the most requests a minute")] = None,
+    tokens: Annotated[int | None, Parameter(help="the most tokens a minute, of prompts and replies")] = None,
+    file: KeyFileOption = None, common: Common = USUAL,
+) -> Answer:
+    """Make, list and revoke keys to the server. A key is shown once, when it is made; its file holds only digests.
+
+    Parameters
+    ----------
+    what
+        list, create or revoke
+    name
+        of the key
+    """
+    from chattune.serve.keys import SCOPES, KeyFile
+
+    store = KeyFile(file or common.home / KEYS)
+    if what == "list":
+        known = [key.model_dump(mode="json", exclude={"digest"}) for key in store.all()]
+        rows = [(key["name"], ", ".join(key["scopes"]), key["requests"] or "–", key["tokens"] or "–") for key in known]
+        return Answer(table(rows, ["key", "for", "requests a minute", "tokens a minute"]), {"file": str(store.path), "keys": known})
+    if name is None:
+        raise UsageError(f"which key is to be {what}d?", path="NAME", rule="a name", hint=f"Say `chattune keys {what} NAME`.")
+    if what == "revoke":
+        store.revoke(name)
+        return Answer(f"The key '{name}' is void from now on.", {"revoked": name})
+    asked = tuple(scope.strip() for scope in scopes.split(","))
+    for scope in asked:
+        if scope not in SCOPES:
+            raise UsageError(f"no scope is called '{scope}'.", path="--scopes", value=scope, rule=f"of {', '.join(SCOPES)}")
+    key = store.create(name, asked, requests, tokens)  # type: ignore[arg-type]
+    told = f"{key}\nIt is shown this once. Send it as 'Authorization: Bearer …', or set OPENAI_API_KEY to it."
+    return Answer(told, {"name": name, "key": key, "file": str(store.path)})
+
+
+def _serve(bound: Any, limits: Any, key_file: Any, hosts: frozenset[str], common: Common, models: Any, load: Any) -> Answer:
+    from chattune.serve.app import Server
+    from chattune.serve.models import Shelf
+    from chattune.serve.process import serve as run
+
+    shelf = Shelf(lambda name: load(name, name))
+    for model in models(load):
+        shelf.put(model)
+    address, port = bound.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    url = f"http://{shown}:{port}"
+    facts = _hello(url, [*shelf.all()], bool(key_file.all()))
+
+    def told() -> None:
+        if common.json:
+            print(json.dumps(facts, ensure_ascii=False), flush=True)
+        elif not common.quiet:
+            talk().print(_text(facts), markup=False)
+
+    run(Server(shelf, limits, key_file, hosts), bound, told)
+    return Answer("", {"ended": True})
+
+
+def _model(name: str, run: str, home: Path, slots: int, context: int | None, weights: str, limits: Any) -> NativeModel:
+    from chattune.generate.engine import Engine
+    from chattune.generate.runner import runner_for
+    from chattune.serve.models import NativeModel
+
+    chat = story.load(run, home)
+    length = min(context or chat.context, chat.context)
+    runner = runner_for(chat.model, slots=slots, length=length, weights=weights)
+    talk().print(f"{name}: {runner.why}", markup=False)
+    engine = Engine(chat.model, chat.tokenizer, slots=slots, length=length, runner=runner)
+    return NativeModel(name, chat, engine, slots=slots, limits=limits, context=length)
+
+
+def _upstreams(behind: dict[str, str], secrets: dict[str, str], limits: Any) -> list[Any]:
+    from chattune.serve.upstream import Upstream, key_from
+
+    return [Upstream(name, url, limits, key=key_from(secrets[name]) if name in secrets else None) for name, url in behind.items()]
+
+
+def _named(pairs: list[str] | None, option: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not value or name in found:
+            raise UsageError(f"'{pair}' is not name=value, or its name stands twice.", path=option, value=pair, rule="name=value")
+        found[check_name(name)] = value
+    return found
+
+
+def _served_names(runs: tuple[str, ...], behind: dict[str, str], secrets: dict[str, str]) -> dict[str, str]:
+    """The name under which each run is served: as it was called, or the last part of its path."""
+    names = {check_name(Path(run).name): run for run in runs}
+    if len(names) < len(runs) or names.keys() & behind.keys():
+        raise UsageError("two models have the same name.", path="RUNS", value=[*runs, *behind], rule="each name once")
+    if secrets.keys() - behind.keys():
+        name = sorted(secrets.keys() - behind.keys())[0]
+        raise UsageError(f"there is no upstream '{name}'.", path="--upstream-key", value=name, rule="the name of an --upstream")
+    if not names and not behind:
+        raise UsageError(
+            "there is nothing to serve.", path="RUNS", rule="a run, or an --upstream",
+            hint="See `chattune runs`; say `chattune serve RUN`.",
+        )  # fmt: skip
+    return names
+
+
+def _check_numbers(slots: int, context: int | None, port: int) -> None:
+    for option, value, low, high in (("--slots", slots, 1, 1024), ("--context", context, 16, 1 << 24), ("--port", port, 0, 65535)):
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{value} is not possible.", path=option, value=value, rule=f"{low} to {high}")
+
+
+def _refuse_open_door(host: str, guarded: bool) -> None:
+    """Beyond this machine only with keys."""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and not guarded:
+        raise UsageError(
+            f"{host} can be reached from other machines, and no key is set up: anybody could use the models.", path="--host",
+            value=host, rule="a loopback address, or at least one key", hint="Make a key with `chattune keys create NAME`.",
+        )  # fmt: skip
+
+
+def _hello(url: str, models: list[str], guarded: bool) -> dict[str, Any]:
+    """What to do with the server that listens now."""
+    model = models[0]
+    header = " -H 'authorization: Bearer KEY'" if guarded else ""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}]})
+    key = "KEY" if guarded else "none"
+    python = [
+        "from openai import OpenAI", f'client = OpenAI(base_url="{url}/v1", api_key="{key}")',
+        f'said = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "hello"}}])',
+        "print(said.choices[0].message.content)",
+    ]  # fmt: skip
+    return {
+        "url": url, "models": models, "keys": guarded, "page": f"{url}/", "python": "\n".join(python),
+        "curl": f"curl {url}/v1/chat/completions{header} -H 'content-type: application/json' -d '{body}'",
+    }  # fmt: skip
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [
+        f"serving {', '.join(facts['models'])} at {facts['url']}   (open it in a browser; Ctrl-C ends it)",
+        "" if facts["keys"] else "No key is needed on this machine. `chattune keys create NAME` makes one, and from then on one is.",
+        facts["curl"], "", facts["python"],
+    ]  # fmt: skip
+    return "\n".join(line for line in lines if line is not None) + "\n"

@@ -1,0 +1,194 @@
+"""Material of the server's tests: a model that takes a known time a token, real small ones, and servers that listen on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import torch
+
+from chattune.generate.engine import Ask, Engine, EngineLoad
+from chattune.generate.reply import ChatModel, ReplyEvent
+from chattune.models.families.gpt import GPT
+from chattune.serve.app import Server
+from chattune.serve.limits import Limits
+from chattune.serve.models import NativeModel, Shelf
+from chattune.serve.process import Process, bind
+from chattune.tokens.template import Template
+from chattune.tokens.tokenizer import Tokenizer
+
+ANSWER = "你好 👩‍👩‍👧 naïve ok\nend"
+CONTEXT = 512
+
+
+def chat_model(context: int = CONTEXT, seed: int = 0) -> ChatModel:
+    """Random weights: replies of all kinds. Few merges, so that most characters are made of several tokens."""
+    template = Template(Tokenizer.train_at_most(["hello there, who are you? "] * 3, 280))
+    loud = {"init": {"name": "normal", "std": 0.15}, "init_outputs": "same"}
+    family = GPT(layers=2, width=64, heads=4, kv_heads=2, context=context, **loud)
+    return ChatModel(family.build(template.tokenizer.vocabulary, seed=seed), template)
+
+
+@dataclass(eq=False)
+class _Run:
+    ask: Ask
+    deliver: Callable[[ReplyEvent], None]
+    text: Any
+    said: int = 0
+    cancelled_at: float | None = None
+
+
+@dataclass
+class StubEngine:
+    """Says `ANSWER` again and again, a token of each running reply every `seconds`, whatever the machine; `slots` side by side.
+
+    `overrun`: the most tokens that were made for one request after it was cancelled.
+    """
+
+    tokenizer: Tokenizer
+    slots: int = 4
+    seconds: float = 0.005
+    cancelled: int = 0
+    generated: int = 0
+    overrun: int = 0
+    freed: list[float] = field(default_factory=list)  # seconds from a cancellation to the free slot
+
+    def __post_init__(self) -> None:
+        self._words = self.tokenizer.encode(ANSWER)
+        self._lock = threading.Lock()
+        self._waiting: list[_Run] = []
+        self._running: list[_Run] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, ask: Ask, deliver: Callable[[ReplyEvent], None]) -> Any:
+        run = _Run(ask, deliver, self.tokenizer.stream())
+        with self._lock:
+            self._waiting.append(run)
+        return run
+
+    def cancel(self, ticket: Any) -> None:
+        with self._lock:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                self.cancelled += 1
+            elif ticket in self._running and ticket.cancelled_at is None:
+                ticket.cancelled_at = time.monotonic()
+                self.cancelled += 1
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="stub-engine", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def load(self) -> EngineLoad:
+        with self._lock:
+            waiting, running = len(self._waiting), len(self._running)
+        return EngineLoad(
+            waiting=waiting, running=running, slots=self.slots, tokens_waiting=0, generated_total=self.generated, prompt_total=0,
+            prefix_hits_total=0, cancelled_total=self.cancelled, failed_total=0, steps_total=0,
+        )  # fmt: skip
+
+    def _loop(self) -> None:
+        due = time.monotonic()
+        while not self._ended.is_set():
+            due = max(due + self.seconds, time.monotonic())
+            self._step()
+            time.sleep(max(0.0, due - time.monotonic()))
+        for run in [*self._running, *self._waiting]:
+            run.deliver(ReplyEvent("", None, "cancelled"))
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for run in [run for run in self._running if run.cancelled_at is not None]:
+                self.freed.append(now - run.cancelled_at)
+                self._running.remove(run)
+            while self._waiting and len(self._running) < self.slots:
+                self._running.append(self._waiting.pop(0))
+            running = list(self._running)
+        for run in running:
+            if run.said >= run.ask.sampling.max_tokens:
+                run.deliver(ReplyEvent(run.text.finish(), None, "length"))
+                with self._lock:
+                    if run in self._running:
+                        self._running.remove(run)
+                continue
+            token = self._words[run.said % len(self._words)]
+            run.said += 1
+            self.generated += 1
+            run.deliver(ReplyEvent(run.text.push(token), token, logprob=-0.5, alternatives=((token, -0.5),)))
+
+
+def stub(name: str = "stub", *, limits: Limits | None = None, slots: int = 4, seconds: float = 0.005) -> NativeModel:
+    chat = chat_model()
+    engine = StubEngine(chat.tokenizer, slots, seconds)
+    return NativeModel(name, chat, engine, slots=slots, limits=limits or Limits())
+
+
+def native(name: str = "tiny", *, limits: Limits | None = None, slots: int = 4, context: int = CONTEXT, seed: int = 0) -> NativeModel:
+    """A real engine over random weights."""
+    chat = chat_model(context, seed)
+    return NativeModel(name, chat, Engine(chat.model, chat.tokenizer, slots=slots), slots=slots, limits=limits or Limits())
+
+
+def learnt(name: str = "learnt", *, limits: Limits | None = None, slots: int = 4) -> NativeModel:
+    """A model that knows one exchange by heart: to ``hello`` it says `ANSWER`, and ends."""
+    template = Template(Tokenizer.train_at_most(["hello there, who are you? "] * 3, 280))
+    model = GPT(layers=2, width=64, heads=4, kv_heads=2, context=128, init="fan_in", init_outputs="zero").build(
+        template.tokenizer.vocabulary, seed=0
+    )
+    ids, weights = template.render([*user("hello"), {"role": "assistant", "content": ANSWER}])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nll = torch.nn.functional.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]), reduction="none")
+        (nll * torch.tensor(weights[1:])).mean().backward()
+        optimizer.step()
+    chat = ChatModel(model, template)
+    return NativeModel(name, chat, Engine(chat.model, chat.tokenizer, slots=slots), slots=slots, limits=limits or Limits())
+
+
+def server(*models: Any, limits: Limits | None = None, **more: Any) -> Server:
+    """A server of these models, not yet listening."""
+    shelf = Shelf(more.pop("bring", None))
+    for model in models:
+        shelf.put(model)
+    return Server(shelf, limits or Limits(), **more)
+
+
+@contextlib.contextmanager
+def listening(served: Server) -> Iterator[str]:
+    """The server in a thread, really listening; its address."""
+    bound = bind("127.0.0.1", 0)
+    process = Process(served, *bound.getsockname()[:2])
+    thread = threading.Thread(target=lambda: asyncio.run(process.serve(sockets=[bound])), daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while not process.started and time.monotonic() < end:
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        process.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server ends"
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def client(url: str, **more: Any) -> httpx2.Client:
+    return httpx2.Client(base_url=url, timeout=30, trust_env=False, **more)
