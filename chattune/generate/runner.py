@@ -6,15 +6,19 @@ in their tests. Work is grouped so that a step takes few passes over the weights
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from chattune.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from chattune.models.language_model import Cache, LanguageModel
 
+NUMBERS = ("float32", "bfloat16", "int8", "int4")  # that weights can be kept in
 _PASS = 8  # tokens whose computing costs about as much as one more pass over the weights
 _FITTING = 0.7  # pieces go through together with those of at least this share of the longest one's length
 _THINNED = 0.75  # of rows that began together so many are left before the others are cut off: copying costs
@@ -39,6 +43,7 @@ class Runner(Protocol):
     `slots`: requests side by side; `length`: tokens that a slot can hold; `rewinds`: a slot may go on from any earlier place
     (attention); where not (recurrence) it goes on from where it stands, or from 0. `joins`: slots of any age are computed together;
     where not, those that began together are, so that requests had better come in waves, and a slot begins every request at 0.
+    `why`: a sentence that says which runner it is and why not a faster one.
     """
 
     slots: int
@@ -46,6 +51,7 @@ class Runner(Protocol):
     vocabulary: int
     rewinds: bool
     joins: bool
+    why: str
 
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """(n, vocabulary) float32, for each piece in order 1 row, or where `every` is set one for each of its ids."""
@@ -56,8 +62,60 @@ class Runner(Protocol):
         ...
 
 
+def runner_for(
+    model: LanguageModel, *, slots: int, length: int, weights: str = "auto", native: bool | Literal["auto"] = "auto"
+) -> Runner:
+    """The fastest runner for this model on this machine.
+
+    `weights`: the numbers that matrices are kept in; ``"auto"``: int8 where the compiled step can run the model (it costs less than
+    0.005 nats a token; int4 is faster and costs less than 0.03), else the model's own. Where only PyTorch can run it, weights are
+    rounded as asked but not stored so. `native`: whether the compiled step is taken: where it can be, always (`UsageError` where it
+    cannot), or never.
+    """
+    if weights not in ("auto", *NUMBERS):
+        raise UsageError(
+            f"weights cannot be kept in '{weights}'.", path="weights", value=weights, rule=f"auto, {', '.join(NUMBERS)}",
+            hint=did_you_mean(weights, NUMBERS),
+        )  # fmt: skip
+    reason: str | None = "native=False was asked for"
+    if native:
+        from chattune.generate.native.runner import native_reason, native_runner
+
+        reason = native_reason(model)
+        if reason is None or native is True:
+            chosen = "int8" if weights == "auto" else weights
+            runner: Runner = native_runner(model, slots=slots, length=length, weights=chosen)  # type: ignore[arg-type]
+            runner.why = f"the compiled step, with weights in {chosen}"
+            return runner
+    if weights != "auto":
+        model = _rounded(model, weights)
+    runner = TorchRunner(model, slots=slots, length=length)
+    runner.why = f"PyTorch, with weights in {str(model.dtype).removeprefix('torch.')}: {reason}"
+    return runner
+
+
+def _rounded(model: LanguageModel, weights: str) -> LanguageModel:
+    """The model with matrices rounded to what `weights` can hold: a copy, where they are not its own."""
+    import torch
+
+    if weights in ("float32", "bfloat16"):
+        dtype = getattr(torch, weights)
+        return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+    from chattune.generate.native.packing import dequantised
+    from chattune.models.families._gpt import GPTModel
+
+    if not isinstance(model, GPTModel):
+        raise UsageError(
+            f"the {model.family.name} family has no weights in {weights}.", path="weights", value=weights,
+            rule="float32 or bfloat16, and int8 or int4 for the gpt family", hint="Leave weights open.",
+        )  # fmt: skip
+    return dequantised(model, weights)  # type: ignore[arg-type]
+
+
 class TorchRunner:
     """Any family, by PyTorch, in the numbers that the model has."""
+
+    why = "PyTorch"
 
     def __init__(self, model: LanguageModel, *, slots: int, length: int) -> None:
         import torch
