@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +134,25 @@ def test_fresh_weights_leave_the_callers_randomness_alone() -> None:
 def test_a_tied_head_is_stored_once() -> None:
     names = set(family("gpt_neox").build(VOCABULARY, seed=0).exported()[0])
     assert sum("embed" in name for name in names) == 1
+
+
+def test_numbers_that_json_does_not_know_are_read_and_written_as_transformers_writes_them(tmp_path: Path) -> None:
+    """Mamba 2 bounds its steps by infinity."""
+    config = transformers.Mamba2Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_heads=4, head_dim=16, state_size=8, num_hidden_layers=2, n_groups=1, chunk_size=8
+    )
+    theirs = transformers.Mamba2ForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    chosen = HF(config={key: value for key, value in written.items() if key not in ("architectures", "dtype")})
+    ours = chosen.build(VOCABULARY, seed=0).eval()
+    assert ours.network.config.time_step_limit[1] == math.inf
+    ours.network.load_state_dict(theirs.state_dict())
+    inputs = ids(2, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(inputs), theirs(inputs).logits, atol=CLOSE, rtol=CLOSE)
+    assert ours.family.config["time_step_limit"] == written["time_step_limit"]
+    assert json.loads(json.dumps(ours.family.dump(), allow_nan=False)) == ours.family.dump()
+    with pytest.raises(SettingError, match="wrong"):
+        HF(config={**chosen.config, "time_step_limit": [0.0, {"__float__": "much"}]}).build(VOCABULARY, seed=0)

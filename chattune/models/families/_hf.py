@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _FITTING = 0.7  # windows go through together with those of at least this share of the longest one's length
 _UNWRITTEN = ("transformers_version", "_name_or_path", "torch_dtype")  # of config.json: say nothing about the network
+_NUMBER = "__float__"
 _DROPOUTS = ("attention_dropout", "attn_dropout", "resid_dropout", "hidden_dropout", "activation_dropout", "dropout", "dropout_p")
 
 
@@ -58,7 +60,7 @@ def configuration(family: HF, vocabulary: int) -> Any:
         entries = _from_the_dial(family, make()) | _known(entries, make())
     entries = {key: value for key, value in entries.items() if key not in (*_UNWRITTEN, "model_type", "architectures", "dtype")}
     try:
-        return make.from_dict({**entries, "vocab_size": vocabulary})
+        return make.from_dict(_numbers({**entries, "vocab_size": vocabulary}, written=False))
     except Exception as error:  # each architecture checks in its own way
         raise _refused(f"takes this configuration for wrong: {' '.join(str(error).split())[:300]}", kind) from None
 
@@ -102,7 +104,7 @@ class HFModel(LanguageModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived(seed, "init"))
             network = _network(config).float().eval()
-        whole = {key: value for key, value in config.to_dict().items() if key not in _UNWRITTEN}
+        whole = _numbers({key: value for key, value in config.to_dict().items() if key not in _UNWRITTEN}, written=True)
         changes = {"config": whole, "layers": None, "width": None, "heads": None}
         model = cls(family.changed(**changes).resolved(), vocabulary, network)
         model._refuse_what_does_not_fit()
@@ -325,6 +327,20 @@ def _known(entries: dict[str, Any], default: Any) -> dict[str, Any]:
                 rule="an entry of its config.json", hint=did_you_mean(key, names),
             )
     return entries
+
+
+def _numbers(value: Any, written: bool) -> Any:
+    """Entries of a configuration with numbers that JSON does not know as transformers writes them in config.json
+    (``{"__float__": "Infinity"}``), or as the numbers that they stand for."""
+    if isinstance(value, Mapping):
+        if not written and [*value] == [_NUMBER]:
+            return float(value[_NUMBER])
+        return {key: _numbers(each, written) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(each, written) for each in value]
+    if written and isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
+    return value
 
 
 def _has(default: Any, key: str) -> bool:
