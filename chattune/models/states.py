@@ -22,7 +22,8 @@ class StateCache(Cache):
     def __init__(self, states: list[tuple[Tensor, ...]], length: int) -> None:
         rows, device = states[0][0].shape[0], states[0][0].device
         super().__init__(0, rows, 1, length, 1, dtype=torch.float32, device=device)
-        self.states, self.room = states, length
+        self.states = [tuple(state.clone() for state in layer) for layer in states]  # given ones may be one tensor twice
+        self.room = length
 
     @property
     def length(self) -> int:
