@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -286,6 +287,16 @@ def test_the_files_of_older_years_are_read(tmp_path: Path) -> None:
     assert ours.template().render(conversation("a", "b")) == theirs_new.template().render(conversation("a", "b"))
     assert isinstance(ours, ForeignTokenizer)
     assert any("tool_use" in note for note in ours.notes)
+
+
+@pytest.mark.parametrize("length", [math.nan, math.inf, 1e30])
+def test_a_length_that_json_cannot_hold_is_no_obstacle(tmp_path: Path, length: float) -> None:
+    folder = foreign.write(tmp_path / "in", "llama3", model_max_length=length)
+    tokenizer, out = Tokenizer.load(folder), tmp_path / "out"
+    out.mkdir()
+    tokenizer.template(ASSISTANT).save(out)
+    again = Tokenizer.load(out)
+    assert again.template(ASSISTANT).prompt(conversation("Hi.")) == tokenizer.template(ASSISTANT).prompt(conversation("Hi."))
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     data = files.read_json(path)
     if not isinstance(data, dict):
         raise CorruptError("holds no settings.", path=str(path), rule="a mapping")
-    return data
+    # Some write a length without limit as a number that JSON does not know: what has no limit need not be said.
+    return {key: value for key, value in data.items() if not (isinstance(value, float) and not math.isfinite(value))}
 
 
 def _ids(value: Any) -> list[int]:
