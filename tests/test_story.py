@@ -16,9 +16,9 @@ from material import TINY, write_raw_logs
 import chattune
 from chattune import story
 from chattune.core import files
-from chattune.core.artifact import MANIFEST
+from chattune.core.artifact import MANIFEST, Home
 from chattune.core.errors import ArtifactError, ChattuneError, CorruptError, ResumeError, SettingError, UnknownName
-from chattune.core.stage import execute, plan, question_of
+from chattune.core.stage import ask, execute, load_stage, plan, question_of
 from chattune.story import Recipe, Result
 
 METRICS = ("bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l", "distinct_2", "repetition", "empty")
@@ -70,15 +70,15 @@ def test_finished_work_is_found_and_not_done_again(told: Result, raw_logs: Path)
 
 
 def test_a_changed_setting_redoes_only_what_depends_on_it(told: Result, raw_logs: Path) -> None:
-    place = story.Home(told.run.parent)
+    place = Home(told.run.parent)
     recipe = Recipe.read(_recipe(raw_logs), [*TINY, "train.steps=21"])
     for name in ("collect", "prepare"):
-        stage = story.load_stage(name)
+        stage = load_stage(name)
         made_from = story.inputs_from(stage, story.chain_up([told.runs["collect"]]))
-        found, _ = story.ask(stage, recipe.of(stage), made_from, place)
+        found, _ = ask(stage, recipe.of(stage), made_from, place)
         assert found == told.runs[name]
-    train = story.load_stage("train")
-    found, _ = story.ask(train, recipe.of(train), story.inputs_from(train, story.chain_up([told.runs["prepare"]])), place)
+    train = load_stage("train")
+    found, _ = ask(train, recipe.of(train), story.inputs_from(train, story.chain_up([told.runs["prepare"]])), place)
     assert not found.exists()
 
 
@@ -119,9 +119,9 @@ def test_a_story_cut_short_is_resumed_to_its_end(raw_logs: Path, told: Result, t
     assert story.summary("mine", home)["stage"] == "prepare"
     finished = story.resume("mine", home=home)
     assert finished.runs == first.runs  # it was asked for until prepare, and resume does what was asked
-    stage = story.load_stage("train")
+    stage = load_stage("train")
     recipe = Recipe.read(_recipe(raw_logs), [*TINY, "train.steps=2"])
-    planned = plan(stage, recipe.of(stage), story.inputs_from(stage, story.chain_up([first.run])), story.Home(home))
+    planned = plan(stage, recipe.of(stage), story.inputs_from(stage, story.chain_up([first.run])), Home(home))
     with pytest.raises(ArtifactError, match=rf"is not finished\. Continue it with `chattune resume {planned.name}`"):
         chattune.load(planned)
     assert story.resume(planned.name, home=home).run == planned
@@ -131,8 +131,8 @@ def test_a_story_cut_short_is_resumed_to_its_end(raw_logs: Path, told: Result, t
 @pytest.mark.requirement("C9")
 def test_changed_sources_make_a_new_run_and_an_old_plan_refuses_them(tmp_path: Path) -> None:
     logs = write_raw_logs(tmp_path / "window.txt", 40)
-    home = story.Home(tmp_path / "runs")
-    collect = story.load_stage("collect")
+    home = Home(tmp_path / "runs")
+    collect = load_stage("collect")
     recipe = Recipe.read({"collect": {"sources": [str(logs)]}})
     planned = plan(collect, recipe.of(collect), {}, home)
     write_raw_logs(logs, 41)
@@ -144,8 +144,8 @@ def test_changed_sources_make_a_new_run_and_an_old_plan_refuses_them(tmp_path: P
 def test_two_processes_do_not_work_on_one_run(told: Result, raw_logs: Path, tmp_path: Path) -> None:
     import fcntl
 
-    home = story.Home(tmp_path / "runs")
-    collect = story.load_stage("collect")
+    home = Home(tmp_path / "runs")
+    collect = load_stage("collect")
     planned = plan(collect, Recipe.read(_recipe(raw_logs)).of(collect), {}, home)
     with (planned / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -156,8 +156,8 @@ def test_two_processes_do_not_work_on_one_run(told: Result, raw_logs: Path, tmp_
 
 @pytest.mark.requirement("C1")
 def test_leftovers_of_a_killed_write_are_swept_and_never_become_outputs(raw_logs: Path, tmp_path: Path) -> None:
-    home = story.Home(tmp_path / "runs")
-    collect = story.load_stage("collect")
+    home = Home(tmp_path / "runs")
+    collect = load_stage("collect")
     planned = plan(collect, Recipe.read(_recipe(raw_logs)).of(collect), {}, home)
     (planned / ".train.jsonl.abc123").write_text("half")
     (planned / ".tmp-x").mkdir()
@@ -168,14 +168,15 @@ def test_leftovers_of_a_killed_write_are_swept_and_never_become_outputs(raw_logs
 
 def test_same_question_same_address_in_another_process(raw_logs: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, json; from chattune.story import *\n"
+        "import sys, json; from chattune.story import *; from chattune.core.artifact import Home\n"
+        "from chattune.core.stage import ask, load_stage\n"
         "stage = load_stage('collect'); recipe = Recipe.read(json.loads(sys.argv[1]))\n"
         "print(ask(stage, recipe.of(stage), {}, Home('runs'))[0].name)\n"
     )
     recipe = _recipe(raw_logs)
     done = subprocess.run([sys.executable, "-c", script, json.dumps(recipe)], capture_output=True, text=True, check=True)
-    collect = story.load_stage("collect")
-    assert done.stdout.strip() == story.ask(collect, Recipe.read(recipe).of(collect), {}, story.Home(tmp_path))[0].name
+    collect = load_stage("collect")
+    assert done.stdout.strip() == ask(collect, Recipe.read(recipe).of(collect), {}, Home(tmp_path))[0].name
 
 
 # Recipes

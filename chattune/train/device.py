@@ -102,8 +102,8 @@ def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None
     """
     if wanted == "int8":
         used = _int8_used(master, step)
-        slow = f", though its products take {1 / int8_gain():.0f} times as long as float32's here" if int8_gain() < 1 else ""
-        return "int8", f"int8 as set, in {used} linear maps{slow}"
+        remark = f", though its products take {1 / int8_gain():.0f} times as long as float32's here" if int8_gain() < 1 else ""
+        return "int8", f"int8 as set, in {used} linear maps{remark}"
     if wanted in ("float32", "bfloat16"):
         return wanted, f"{wanted} as set"  # type: ignore[return-value]
     if master.device.type == "cuda":
