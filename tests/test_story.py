@@ -18,6 +18,7 @@ from chattune import story
 from chattune.core import files
 from chattune.core.artifact import MANIFEST, Home
 from chattune.core.errors import ArtifactError, ChattuneError, CorruptError, ResumeError, SettingError, UnknownName
+from chattune.core.part import ROOT
 from chattune.core.stage import ask, execute, load_stage, plan, question_of
 from chattune.story import Recipe, Result
 
@@ -189,7 +190,7 @@ def test_every_shipped_recipe_is_read_and_travels_through_its_dump(path: Path) -
     assert again.dump() == recipe.dump()
     assert again.derived == {}  # what was derived stands in the dump
     assert Recipe.read(path.stem).dump() == recipe.dump()
-    assert (story.ROOT.parent / "configs" / path.name).read_text("utf-8") == path.read_text("utf-8")
+    assert (ROOT.parent / "configs" / path.name).read_text("utf-8") == path.read_text("utf-8")
 
 
 def test_defaults_give_way_to_the_recipe_and_that_to_overrides(tmp_path: Path) -> None:
