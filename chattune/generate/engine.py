@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from chattune.core.errors import SettingError, UsageError
-from chattune.generate.choice import Chances, Choice, Chooser, Chosen, Row, Style
+from chattune.generate.choice import Chances, Choice, Chooser, Chosen, Past, Row, Style
 from chattune.generate.reply import Reply, ReplyEvent, Sampling
 from chattune.generate.runner import Piece, Runner, TorchRunner
 from chattune.generate.scheduler import Job, Scheduler, Step
@@ -109,7 +110,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.runner: Runner = runner or TorchRunner(model, slots=slots, length=min(length or context, context))
         self.length = min(self.runner.length, context)
-        self.choice = Choice([*tokenizer.never, *range(tokenizer.vocabulary, model.vocabulary)], tuple(tokenizer.ends))
+        never = np.array([*tokenizer.never, *range(tokenizer.vocabulary, model.vocabulary)], dtype=np.int64)
+        self.choice, self._ends = Choice(never, np.array(tokenizer.ends, dtype=np.int64)), frozenset(tokenizer.ends)
         shares, keeps = self.runner.rewinds, self.runner.joins
         self.scheduler = Scheduler(self.runner.slots, chunk if keeps else self.runner.slots * self.length, shares=shares, keeps=keeps)
         self._lock, self._turn = threading.RLock(), threading.Lock()  # of the state; of the right to take a step
@@ -232,8 +234,8 @@ class Engine:
             from chattune.generate.grammar import Grammar
 
             matcher = Grammar.compile(sampling.grammar, self.tokenizer).matcher()
-        chances = Chances(sampling.seed, prompt, ask.number)
-        chooser = Chooser(self._style(sampling), chances, len(prompt), sampling.min_tokens, ask.logprobs, matcher)
+        chances, past = Chances(sampling.seed, prompt, ask.number), Past(prompt, len(prompt))
+        chooser = Chooser(self._style(sampling), chances, past, sampling.min_tokens, ask.logprobs, matcher)
         text = ReplyText(self.tokenizer.stream(), sampling.stop, sampling.min_tokens)
         return _Request(prompt, ask.owner, ask=ask, deliver=deliver, chooser=chooser, text=text, limit=limit)
 
@@ -322,7 +324,7 @@ class Engine:
 
     def _take(self, request: _Request, chosen: Chosen) -> None:
         """A token was chosen: it goes out, and perhaps it is the last."""
-        if chosen.token in self.choice.ends:
+        if chosen.token in self._ends:
             self._end(request, "stop")
             return
         if request.chooser.matcher is not None:
@@ -334,7 +336,7 @@ class Engine:
         self._tell(request, ReplyEvent(text, chosen.token, logprob=chosen.logprob, alternatives=chosen.alternatives))
         if stopped:
             self._end(request, "stop", flush=False)
-        elif len(request.ids) - request.chooser.prompt >= request.limit:
+        elif len(request.ids) - request.chooser.past.prompt >= request.limit:
             self._end(request, "length")
 
     def _end(self, request: _Request, reason: str, flush: bool = True, keep: bool = True) -> None:
@@ -380,5 +382,5 @@ class Engine:
             assert isinstance(job, _Request)
             if not job.started:
                 job.started = True
-                self._totals["prompt"] += job.chooser.prompt
+                self._totals["prompt"] += job.chooser.past.prompt
                 self._totals["prefix_hits"] += job.shared
