@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import torch
@@ -19,7 +22,7 @@ from chattune.models.families.gpt import GPT
 from chattune.serve.app import Server
 from chattune.serve.limits import Limits
 from chattune.serve.models import NativeModel, Shelf
-from chattune.serve.process import Process, bind
+from chattune.serve.process import Process, bind, serve
 from chattune.tokens.template import Template
 from chattune.tokens.tokenizer import Tokenizer
 
@@ -131,8 +134,35 @@ class StubEngine:
             run.deliver(ReplyEvent(run.text.push(token), token, logprob=-0.5, alternatives=((token, -0.5),)))
 
 
-def stub(name: str = "stub", *, limits: Limits | None = None, slots: int = 4, seconds: float = 0.005) -> NativeModel:
-    chat = chat_model()
+class Says:
+    """An engine that gives one text after the other, whatever is asked."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.given = texts, 0
+
+    def submit(self, ask: Ask, deliver: Callable[[ReplyEvent], None]) -> Any:
+        deliver(ReplyEvent(self.texts[self.given], 20))
+        deliver(ReplyEvent("", None, "stop"))
+        self.given += 1
+        return self.given
+
+    def cancel(self, ticket: Any) -> None:
+        """There is nothing left to cancel."""
+
+    def start(self) -> None:
+        """It needs no thread."""
+
+    def close(self) -> None:
+        """Nor does it hold anything."""
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0, 1, 0, self.given, 0, 0, 0, 0, 0)
+
+
+def stub(
+    name: str = "stub", *, limits: Limits | None = None, slots: int = 4, seconds: float = 0.005, context: int = CONTEXT
+) -> NativeModel:
+    chat = chat_model(context)
     engine = StubEngine(chat.tokenizer, slots, seconds)
     return NativeModel(name, chat, engine, slots=slots, limits=limits or Limits())
 
@@ -169,9 +199,11 @@ def server(*models: Any, limits: Limits | None = None, **more: Any) -> Server:
 
 
 @contextlib.contextmanager
-def listening(served: Server) -> Iterator[str]:
-    """The server in a thread, really listening; its address."""
+def listening(served: Server, buffer: int | None = None) -> Iterator[str]:
+    """The server in a thread, really listening; its address. `buffer`: bytes that the system holds for a client who does not read."""
     bound = bind("127.0.0.1", 0)
+    if buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     process = Process(served, *bound.getsockname()[:2])
     thread = threading.Thread(target=lambda: asyncio.run(process.serve(sockets=[bound])), daemon=True)
     thread.start()
@@ -186,9 +218,52 @@ def listening(served: Server) -> Iterator[str]:
         assert not thread.is_alive(), "the server ends"
 
 
+async def in_process(
+    application: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body that an ASGI application answers with, without a socket."""
+    sent: list[Any] = []
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+    ended = asyncio.Event()
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop()
+        await ended.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    named = {"host": "127.0.0.1", "content-type": "application/json"} | {k.lower(): v for k, v in (headers or {}).items()}
+    plain, _, query = path.partition("?")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": unquote(plain), "raw_path": plain.encode(), "query_string": query.encode(), "root_path": "",
+        "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in named.items()],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+    }  # fmt: skip
+    await application(scope, receive, send)
+    ended.set()
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:])
+
+
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
 def client(url: str, **more: Any) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=30, trust_env=False, **more)
+
+
+def main(arguments: list[str]) -> None:
+    """A stub's server as a process of its own: says its address, and serves until a signal ends it."""
+    limits = Limits(drain_seconds=float(arguments[0]), queue=200)
+    bound = bind("127.0.0.1", 0)
+    served = server(stub(limits=limits, seconds=float(arguments[1])), limits=limits)
+    serve(served, bound, lambda: print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

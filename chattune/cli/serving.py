@@ -69,12 +69,13 @@ def serve(
     _refuse_open_door(host, bool(key_file.all()))
     from chattune.serve.process import bind
 
-    bound = bind(host, port)
-    return _serve(
-        bound, limits, key_file, frozenset(name.lower() for name in allow_host or ()), common,
-        lambda bring: [*(bring(name, str(addresses[name])) for name in names), *_upstreams(behind, secrets, limits)],
-        lambda name, run: _model(name, run, common.home, slots, context, weights, limits),
-    )
+    hosts = frozenset(name.lower() for name in allow_host or ())
+    others = _upstreams(behind, secrets, limits)
+    with bind(host, port) as bound:
+        return _serve(
+            bound, limits, key_file, hosts, common, lambda bring: [*(bring(name, str(addresses[name])) for name in names), *others],
+            lambda name, run: _model(name, run, common.home, slots, context, weights, limits),
+        )
 
 
 def keys(
@@ -185,7 +186,7 @@ def _served_names(runs: tuple[str, ...], behind: dict[str, str], secrets: dict[s
 def _check_numbers(slots: int, context: int | None, port: int) -> None:
     for option, value, low, high in (("--slots", slots, 1, 1024), ("--context", context, 16, 1 << 24), ("--port", port, 0, 65535)):
         if value is not None and not low <= value <= high:
-            raise UsageError(f"{value} is not possible.", path=option, value=value, rule=f"{low} to {high}")
+            raise UsageError(f"{value} is not possible: {low} to {high} is.", path=option, value=value, rule=f"{low} to {high}")
 
 
 def _refuse_open_door(host: str, guarded: bool) -> None:

@@ -33,6 +33,7 @@ from chattune.serve.keys import ANYBODY, Key, KeyFile, Scope, authenticated, req
 from chattune.serve.limits import Limits
 from chattune.serve.metrics import Metrics, log_access
 from chattune.serve.models import NativeModel, Shelf
+from chattune.serve.page import page
 from chattune.serve.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Wire, WireError, encoded, parsed, understood
 
 if TYPE_CHECKING:
@@ -159,6 +160,12 @@ def _routes_of_openai(api: FastAPI, server: Server) -> None:
 
 
 def _routes_for_people(api: FastAPI, server: Server) -> None:
+    @api.get("/")
+    async def talk(request: Request) -> Response:
+        """A page to try the models with."""
+        body, headers = page()
+        return Response(body, headers=headers)
+
     @api.get("/health")
     async def health(request: Request) -> Response:
         """The process lives."""

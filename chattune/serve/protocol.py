@@ -14,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from chattune.serve.wire import WireError, encoded
 
-HEAD = 64 << 10  # bytes of a request line and its headers
+HEAD = 32 << 10  # bytes of a request line and its headers
+_SLICE = 1024  # bytes of a head that are looked at together: what comes whole is not measured by h11
 _SAID = {
     400: ("The request is not valid HTTP.", "invalid_http"),
     431: (f"The headers are larger than {HEAD} bytes.", "headers_too_large"),
@@ -43,9 +44,13 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        while data and self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            piece, data = data[:_SLICE], data[_SLICE:]
+            super().data_received(piece)
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        if data:
+            super().data_received(data)
         if self._whole():
             self._rest()
         elif self._due is None:

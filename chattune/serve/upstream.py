@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CONNECT = 5.0  # seconds until the other server must have taken the connection
 WHOLE, LINE = 64 << 20, 1 << 20  # bytes of a plain answer, and of one event of a stream
+_PASSED = {400: 400, 404: 502, 413: 413, 415: 502, 422: 400, 429: 429, 503: 503}  # refusals whose words are passed on, and as what
 _OPEN_END = 1024  # tokens that a reply without a limit is counted with
 _BYTES_A_TOKEN = 3  # of a prompt whose tokenizer is elsewhere; an estimate for limits only
 
@@ -217,13 +218,13 @@ async def _refusal(response: httpx2.Response, name: str) -> WireError:
     with contextlib.suppress(ValueError, RecursionError):
         error = json.loads(bytes(body))
         error = error.get("error") if isinstance(error, dict) else None
-        if isinstance(error, dict) and status in (400, 404, 413, 415, 422, 429, 503):
+        if isinstance(error, dict) and status in _PASSED:
             said = {key: error[key] if isinstance(error.get(key), str) else None for key in ("message", "param", "code", "type")}
             after = response.headers.get("retry-after", "")
             return WireError(
-                400 if status in (404, 422) and said["code"] != "model_not_found" else 502 if status == 404 else status,
-                (said["message"] or f"The server behind '{name}' refuses the request.")[:1000], param=said["param"], code=said["code"],
-                kind=said["type"], retry_after=int(after) if after.isascii() and after.isdigit() and len(after) < 6 else None,
+                _PASSED[status], (said["message"] or f"The server behind '{name}' refuses the request.")[:1000], param=said["param"],
+                code=said["code"], kind=said["type"],
+                retry_after=int(after) if after.isascii() and after.isdigit() and len(after) < 6 else None,
             )  # fmt: skip
     if status in (429, 503):
         return WireError(status, f"The server behind '{name}' is busy.", code="upstream_busy", retry_after=1)
