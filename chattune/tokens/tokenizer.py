@@ -62,6 +62,11 @@ class Tokenizer:
         self._bytes = _bytes_of(backend, set(self.control.values()))
         self.byte_lengths: np.ndarray = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes that each id stands for; none for control ids."""
+        return self._bytes
+
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, *, minimum_count: int = 2) -> Self:
         """A tokenizer of exactly `vocabulary` ids, learnt from `texts`; the same texts give the same tokenizer.
