@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,6 +36,11 @@ def chat_model(context: int = CONTEXT, seed: int = 0) -> ChatModel:
     loud = {"init": {"name": "normal", "std": 0.15}, "init_outputs": "same"}
     family = GPT(layers=2, width=64, heads=4, kv_heads=2, context=context, **loud)
     return ChatModel(family.build(template.tokenizer.vocabulary, seed=seed), template)
+
+
+def load(**counts: int) -> EngineLoad:
+    """The load with these counts, and 0 for all others."""
+    return EngineLoad(**{each.name: counts.get(each.name, 0) for each in fields(EngineLoad)})
 
 
 @dataclass(eq=False)
@@ -98,10 +103,7 @@ class StubEngine:
     def load(self) -> EngineLoad:
         with self._lock:
             waiting, running = len(self._waiting), len(self._running)
-        return EngineLoad(
-            waiting=waiting, running=running, slots=self.slots, tokens_waiting=0, generated_total=self.generated, prompt_total=0,
-            prefix_hits_total=0, cancelled_total=self.cancelled, failed_total=0, steps_total=0,
-        )  # fmt: skip
+        return load(waiting=waiting, running=running, slots=self.slots, generated_total=self.generated, cancelled_total=self.cancelled)
 
     def _loop(self) -> None:
         due = time.monotonic()
@@ -156,7 +158,7 @@ class Says:
         """Nor does it hold anything."""
 
     def load(self) -> EngineLoad:
-        return EngineLoad(0, 0, 1, 0, self.given, 0, 0, 0, 0, 0)
+        return load(slots=1, generated_total=self.given)
 
 
 def stub(

@@ -28,7 +28,8 @@ def serve(
     slots: Annotated[int, Parameter(help="replies of one model decoded side by side")] = 8,
     context: Annotated[int | None, Parameter(help="tokens of prompt and reply together; without it: as many as the model can")] = None,
     weights: Annotated[
-        Literal["auto", "float32", "bfloat16", "int8", "int4"], Parameter(help="how weights are held; auto: as they are")
+        Literal["auto", "float32", "bfloat16", "int8", "int4"],
+        Parameter(help="how weights are held; auto: in int8 where the compiled step can run the model, else as they are"),
     ] = "auto",
     upstream: Annotated[
         list[str] | None, Parameter(negative="", help="another server's model, as name=http://HOST:PORT/v1; repeatable")

@@ -120,6 +120,10 @@ def application(server: Server) -> Front:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         return _error(WireError(error.status_code, said.get(error.status_code, str(error.detail)), code=code), error.headers)
 
+    @api.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(WireError(500, "A bug in chattune; its log says more, beside the id of this request.", code="internal_error"))
+
     return Front(api, server)
 
 
@@ -260,10 +264,7 @@ class Front:
             else:
                 await _error(wrong)(scope, receive, named)
         except Exception:
-            # The traceback holds no text of a request: our own frames, and the message of the error is left out.
-            LOG.error("request %s failed", name, exc_info=True)
-            if not status:
-                await _error(WireError(500, f"A bug in chattune; request {name}.", code="internal_error"))(scope, receive, named)
+            LOG.error("request %s failed", name, exc_info=True)  # it was answered already, where that was possible
         finally:
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.perf_counter() - began

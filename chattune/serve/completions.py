@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from chattune.serve.wire import usage
 
 if TYPE_CHECKING:
     from chattune.generate.reply import ReplyEvent
-
-Pieces = Callable[[int], bytes]  # the bytes that a token id stands for
 
 
 @dataclass
@@ -38,11 +36,12 @@ class Choice:
 
 
 class Form:
-    """The shape of an answer: its head, and how a choice stands in it. `logprobs`: how many alternatives, none: none at all."""
+    """The shape of an answer: its head, and how a choice stands in it. `pieces`: the bytes of each token; `logprobs`: how many
+    alternatives, none: none at all."""
 
     prefix, whole_object, chunk_object = "", "", ""
 
-    def __init__(self, model: str, pieces: Pieces, logprobs: int | None, include_usage: bool) -> None:
+    def __init__(self, model: str, pieces: Sequence[bytes], logprobs: int | None, include_usage: bool) -> None:
         self.pieces, self.logprobs, self.include_usage = pieces, logprobs, include_usage
         self.head = {"id": self.prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
 
@@ -114,7 +113,7 @@ class ChatForm(Form):
         return {**self._token(event.token, event.logprob), "top_logprobs": others}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        piece = self.pieces(token)
+        piece = self.pieces[token]
         return {"token": shown(piece), "logprob": finite(logprob), "bytes": list(piece)}
 
 
@@ -136,7 +135,7 @@ class TextForm(Form):
         found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for event in events:
             if event.token is not None:
-                found["tokens"].append(shown(self.pieces(event.token)))
+                found["tokens"].append(shown(self.pieces[event.token]))
                 found["token_logprobs"].append(finite(event.logprob))
                 tops = event.alternatives[: self.logprobs]
                 found["top_logprobs"].append(self._tops(tops) if self.logprobs else None)
@@ -145,7 +144,7 @@ class TextForm(Form):
         return found
 
     def _tops(self, tops: Iterable[tuple[int, float]]) -> Mapping[str, float]:
-        return {shown(self.pieces(token)): finite(logprob) for token, logprob in tops}
+        return {shown(self.pieces[token]): finite(logprob) for token, logprob in tops}
 
 
 def shown(piece: bytes) -> str:

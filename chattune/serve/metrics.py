@@ -23,6 +23,7 @@ BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 GAUGES = {"waiting": "requests waiting in the engine", "running": "requests being decoded", "slots": "requests decoded side by side"}
 COUNTERS = {
     "prompt_total": "tokens of prompts read", "generated_total": "tokens decoded", "prefix_hits_total": "tokens of prompts found read",
+    "proposed_total": "tokens proposed by speculation", "accepted_total": "proposed tokens that were accepted",
     "cancelled_total": "requests cancelled", "failed_total": "requests that failed", "steps_total": "steps of the engine",
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ class NativeModel:
         tokens = sum(count * (len(prompt) + more) for prompt, more in zip(prompts, ahead, strict=True))
         kind = ChatForm if isinstance(request, ChatRequest) else TextForm
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        form = kind(self.name, self.chat.tokenizer.piece, logprobs, with_usage)
+        form = kind(self.name, self.chat.tokenizer.pieces, logprobs, with_usage)
         return Prepared(asks, sum(map(len, prompts)), tokens, form)
 
     def embed(self, request: EmbeddingRequest) -> tuple[list[list[float]], int]:

@@ -166,10 +166,6 @@ class Tokenizer:
         """The text of `ids`; control ids are left out, bytes that are not UTF-8 become U+FFFD."""
         return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that one id stands for: possibly a part of a character, for control ids nothing."""
-        return self._bytes[token]
-
     def stream(self) -> TextStream:
         """Decodes ids one at a time."""
         return TextStream(self._bytes)
