@@ -23,7 +23,7 @@ _MULTIPLE: dict[Weights, int] = {"float32": 1, "bfloat16": 2, "int8": GROUP, "in
 # By what the largest number of a group is divided: -8 is the end of the range that reaches further. Others than 8 clip it or leave
 # room, which pays where few numbers of the group are large.
 _LEVELS = (6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.5)
-_CHUNK = 1 << 22  # numbers that are rounded at a time, so that they stay in the cache
+_CHUNK = 1 << 17  # numbers that are rounded at a time: they stay in the second cache
 Model = TypeVar("Model", bound=LanguageModel)
 
 

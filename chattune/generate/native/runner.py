@@ -90,6 +90,8 @@ class NativeRunner:
 
     def __init__(self, model: GPTModel, loaded: ctypes.CDLL, room: Room, weights: Weights) -> None:
         self.slots, self.length, self.vocabulary, self.weights = room.slots, room.length, model.vocabulary, weights
+        self.why = f"the compiled step, with weights in {weights}"
+        self.weight_bytes = 0  # read for every token that is computed alone
         self._kept: list[Any] = []  # what the library points to
         self._library = loaded
         shape = self._shape(model, room)
@@ -173,6 +175,7 @@ class NativeRunner:
     def _matrix(self, weight: Tensor, bias: Tensor | None) -> _Matrix:
         packed: Packed = pack(weight, self.weights)
         self._kept.append(packed.data)
+        self.weight_bytes += packed.data.nbytes
         scale = None if packed.scale is None else self._floats(packed.scale)
         filled = None
         if bias is not None:

@@ -17,6 +17,8 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <sched.h>
@@ -100,10 +102,13 @@ inline v8 fused(v8 a, v8 b, v8 c) { return a * b + c; }
 #if defined(__AVX512F__)
 inline vf fused(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #endif
-inline vf every(float x) { return vf{} + x; }
+#if defined(__AVX2__) && defined(__FMA__)
+#define CHATTUNE_AVX2 1
+#endif
+
 
 inline v8 pick(i8 mask, v8 yes, v8 no) { return (v8)(((i8)yes & mask) | ((i8)no & ~mask)); }
-inline v8 full(float x) { return v8{} + x; }
+inline v8 full(float x) { return x - v8{}; }
 inline float top(v8 x) { return std::max(std::max(std::max(x[0], x[1]), std::max(x[2], x[3])), std::max(std::max(x[4], x[5]), std::max(x[6], x[7]))); }
 inline float total(v8 x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
 inline v8 larger(v8 a, v8 b) { return pick(a > b, a, b); }
@@ -232,38 +237,63 @@ struct Team {
     }
 };
 
+// work(0), work(1), … written out, with numbers that the compiler knows: only then does it keep arrays of sums in registers.
+#define INLINED __attribute__((always_inline))
+template <class F, int... I> INLINED inline void written_out(F& work, std::integer_sequence<int, I...>) { (work(std::integral_constant<int, I>{}), ...); }
+template <int N, class F> INLINED inline void times(F work) { written_out(work, std::make_integer_sequence<int, N>{}); }
+
 // ---- products: out[row][TILE] of one tile ---------------------------------------------------------------------------------------
+
+// sum[r][v] += w[v] * x[r * ld] for R rows. Left to themselves, compilers fetch all x first, for which there are not registers enough,
+// and put sums into memory.
+template <int R, int V, class Vector>
+INLINED inline void add_products(Vector (&sum)[R][V], const Vector (&w)[V], const float* x, long ld) {
+    times<R>([&](auto r) INLINED {
+#if defined(CHATTUNE_AVX2) && !defined(__AVX512F__)
+        if constexpr (V == 2) {
+            __m256 number;
+            asm("vbroadcastss %5, %2\n\tvfmadd231ps %2, %3, %0\n\tvfmadd231ps %2, %4, %1"
+                : "+x"(sum[r][0]), "+x"(sum[r][1]), "=&x"(number) : "x"(w[0]), "x"(w[1]), "m"(x[r * ld]));
+            return;
+        }
+#endif
+        const Vector number = x[r * ld] - Vector{};  // nothing is computed: subtracting zero changes no number, adding it would
+        times<V>([&](auto v) INLINED { sum[r][v] = fused(w[v], number, sum[r][v]); });
+    });
+}
+
+template <int R, int V, class Vector>
+INLINED inline void put(const Vector (&sum)[R][V], float* out, long ld) {
+    times<R>([&](auto r) INLINED { times<V>([&](auto v) INLINED { *(Vector*)(out + r * ld + v * (int)(sizeof(Vector) / 4)) = sum[r][v]; }); });
+}
 
 template <int R, int T>
 inline void product_float(const float* w, int inputs, const float* x, long ld, float* out) {
-    constexpr int V = TILE / W;
-    vf sum[R][T * V] = {};
-    for (int k = 0; k < inputs; k++)
-        for (int t = 0; t < T; t++)
-            for (int v = 0; v < V; v++) {
-                const vf a = *(const vf*)(w + ((long)t * inputs + k) * TILE + v * W);
-                for (int r = 0; r < R; r++) sum[r][t * V + v] = fused(a, every(x[r * ld + k]), sum[r][t * V + v]);
-            }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < T * V; v++) *(vf*)(out + r * T * TILE + v * W) = sum[r][v];
+    constexpr int V = TILE / W * T;
+    vf sum[R][V] = {};
+    for (int k = 0; k < inputs; k++) {
+        vf a[V];
+        times<V>([&](auto v) INLINED { a[v] = *(const vf*)(w + ((long)(v * W / TILE) * inputs + k) * TILE + v * W % TILE); });
+        add_products<R, V>(sum, a, x + k, ld);
+    }
+    put<R, V>(sum, out, T * TILE);
 }
 
 template <int R, int T>
 inline void product_bfloat(const uint8_t* w, int inputs, const float* x, long ld, float* out) {
-    constexpr int V = TILE / W;
-    vf sum[R][T * V] = {};
-    for (int k = 0; k < inputs; k += 2)
-        for (int t = 0; t < T; t++)
-            for (int v = 0; v < V; v++) {
-                const vu both = *(const vu*)(w + (((long)t * inputs + k) * TILE + v * W * 2) * 2);
-                const vf first = (vf)(both << 16), second = (vf)(both & 0xffff0000u);
-                for (int r = 0; r < R; r++) {
-                    sum[r][t * V + v] = fused(first, every(x[r * ld + k]), sum[r][t * V + v]);
-                    sum[r][t * V + v] = fused(second, every(x[r * ld + k + 1]), sum[r][t * V + v]);
-                }
-            }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < T * V; v++) *(vf*)(out + r * T * TILE + v * W) = sum[r][v];
+    constexpr int V = TILE / W * T;
+    vf sum[R][V] = {};
+    for (int k = 0; k < inputs; k += 2) {
+        vf first[V], second[V];
+        times<V>([&](auto v) INLINED {
+            const vu both = *(const vu*)(w + (((long)(v * W / TILE) * inputs + k) * TILE + v * W % TILE * 2) * 2);
+            first[v] = (vf)(both << 16);
+            second[v] = (vf)(both & 0xffff0000u);
+        });
+        add_products<R, V>(sum, first, x + k, ld);
+        add_products<R, V>(sum, second, x + k + 1, ld);
+    }
+    put<R, V>(sum, out, T * TILE);
 }
 
 inline void widen_tile(const uint8_t* w, int inputs, float* out) {
@@ -293,82 +323,96 @@ inline int32_t four(const int8_t* x) {
 template <int R>
 inline void product_int8(const uint8_t* w, int groups, const float* scale, const Rounded& a, int row, float* out) {
     __m512 sum[R];
-    for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    times<R>([&](auto r) INLINED { sum[r] = _mm512_setzero_ps(); });
     const __m512i flip = _mm512_set1_epi8((char)0x80);  // from signed to unsigned with 128 added, which is taken away below
     for (int g = 0; g < groups; g++) {
         __m512i whole[R];
-        for (int r = 0; r < R; r++) whole[r] = _mm512_setzero_si512();
+        times<R>([&](auto r) INLINED { whole[r] = _mm512_setzero_si512(); });
+        const int8_t* x = a.x + row * a.ld + g * GROUP;
         for (int j = 0; j < 16; j++) {
             const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + g * 1024 + j * 64), flip);
-            for (int r = 0; r < R; r++)
-                whole[r] = _mm512_dpbusd_epi32(whole[r], v, _mm512_set1_epi32(four(a.x + (row + r) * a.ld + g * GROUP + j * 4)));
+            times<R>([&](auto r) INLINED { whole[r] = _mm512_dpbusd_epi32(whole[r], v, _mm512_set1_epi32(four(x + r * a.ld + j * 4))); });
         }
-        for (int r = 0; r < R; r++) {
+        times<R>([&](auto r) INLINED {
             const long at = (row + r) * a.groups + g;
             const __m512 part = _mm512_fmsub_ps(_mm512_cvtepi32_ps(whole[r]), _mm512_set1_ps(a.scale[at]), _mm512_set1_ps(128.0f * a.sum[at]));
             sum[r] = _mm512_add_ps(sum[r], part);
-        }
+        });
     }
-    for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * TILE, _mm512_mul_ps(sum[r], _mm512_loadu_ps(scale)));
+    times<R>([&](auto r) INLINED { _mm512_storeu_ps(out + r * TILE, _mm512_mul_ps(sum[r], _mm512_loadu_ps(scale))); });
 }
 
 template <int R>
 inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row, float* out) {
     __m512 sum[R];
-    for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    times<R>([&](auto r) INLINED { sum[r] = _mm512_setzero_ps(); });
     const __m512i low = _mm512_set1_epi8(15);
     for (int g = 0; g < groups; g++, w += INT4_BLOCK) {
         __m512i whole[R];
-        for (int r = 0; r < R; r++) whole[r] = _mm512_setzero_si512();
+        times<R>([&](auto r) INLINED { whole[r] = _mm512_setzero_si512(); });
+        const int8_t* x = a.x + row * a.ld + g * GROUP;
         for (int j = 0; j < 8; j++) {
             const __m512i v = _mm512_loadu_si512(w + j * 64);
-            const __m512i first = _mm512_and_si512(v, low), second = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-            for (int r = 0; r < R; r++) {
-                const int8_t* x = a.x + (row + r) * a.ld + g * GROUP + j * 4;
-                whole[r] = _mm512_dpbusd_epi32(whole[r], first, _mm512_set1_epi32(four(x)));
-                whole[r] = _mm512_dpbusd_epi32(whole[r], second, _mm512_set1_epi32(four(x + 32)));
-            }
+            const __m512i lower = _mm512_and_si512(v, low), upper = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+            times<R>([&](auto r) INLINED {
+                whole[r] = _mm512_dpbusd_epi32(whole[r], lower, _mm512_set1_epi32(four(x + r * a.ld + j * 4)));
+                whole[r] = _mm512_dpbusd_epi32(whole[r], upper, _mm512_set1_epi32(four(x + r * a.ld + j * 4 + 32)));
+            });
         }
         const __m256i halves = _mm256_loadu_si256((const __m256i*)(w + 512));
         const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-        for (int r = 0; r < R; r++) {
+        times<R>([&](auto r) INLINED {
             const long at = (row + r) * a.groups + g;
             const __m512 part = _mm512_fmsub_ps(_mm512_cvtepi32_ps(whole[r]), _mm512_set1_ps(a.scale[at]), _mm512_set1_ps(8.0f * a.sum[at]));
             sum[r] = _mm512_fmadd_ps(part, scale, sum[r]);
-        }
+        });
     }
-    for (int r = 0; r < R; r++) _mm512_storeu_ps(out + r * TILE, sum[r]);
+    times<R>([&](auto r) INLINED { _mm512_storeu_ps(out + r * TILE, sum[r]); });
 }
 
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(CHATTUNE_AVX2)
+
+// Sums of 16 bits plus pairs of products of unsigned `w` with the four numbers at `x`, for each of eight outputs.
+INLINED inline __m256i plus_pairs(__m256i sum, __m256i w, const int8_t* x) {
+    __m256i pairs;
+    asm("vpbroadcastd %3, %1\n\tvpmaddubsw %1, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(pairs) : "x"(w), "m"(*(const int32_t*)x));
+    return sum;
+}
+
+// Sums of 32 bits plus products of `w`, whose absolute values are `size`, with the four numbers at `x`. All are within 127, so that
+// two products together stay below 2^15.
+INLINED inline __m256i plus_fours(__m256i sum, __m256i size, __m256i w, __m256i ones, const int8_t* x) {
+#if defined(__AVXVNNI__)
+    (void)ones;
+    return _mm256_dpbusd_avx_epi32(sum, size, _mm256_sign_epi8(_mm256_set1_epi32(four(x)), w));
+#else
+    __m256i fours;
+    asm("vpbroadcastd %5, %1\n\tvpsignb %3, %1, %1\n\tvpmaddubsw %1, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(fours) : "x"(size), "x"(w), "x"(ones), "m"(*(const int32_t*)x));
+    return sum;
+#endif
+}
 
 template <int R>
 inline void product_int8(const uint8_t* w, int groups, const float* scale, const Rounded& a, int row, float* out) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) {
         __m256 sum[R];
-        for (int r = 0; r < R; r++) sum[r] = _mm256_setzero_ps();
+        times<R>([&](auto r) INLINED { sum[r] = _mm256_setzero_ps(); });
         for (int g = 0; g < groups; g++) {
             __m256i whole[R];
-            for (int r = 0; r < R; r++) whole[r] = _mm256_setzero_si256();
+            times<R>([&](auto r) INLINED { whole[r] = _mm256_setzero_si256(); });
+            const int8_t* x = a.x + row * a.ld + g * GROUP;
             for (int j = 0; j < 16; j++) {
                 const __m256i v = _mm256_loadu_si256((const __m256i*)(w + g * 1024 + j * 64 + half * 32));
                 const __m256i size = _mm256_abs_epi8(v);
-                for (int r = 0; r < R; r++) {
-                    const __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(four(a.x + (row + r) * a.ld + g * GROUP + j * 4)), v);
-#if defined(__AVXVNNI__)
-                    whole[r] = _mm256_dpbusd_avx_epi32(whole[r], size, x);
-#else
-                    // Both are within 127, so that the sum of two products stays below 2^15.
-                    whole[r] = _mm256_add_epi32(whole[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones));
-#endif
-                }
+                times<R>([&](auto r) INLINED { whole[r] = plus_fours(whole[r], size, v, ones, x + r * a.ld + j * 4); });
             }
-            for (int r = 0; r < R; r++)
+            times<R>([&](auto r) INLINED {
                 sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r]), _mm256_set1_ps(a.scale[(row + r) * a.groups + g]), sum[r]);
+            });
         }
-        for (int r = 0; r < R; r++)
-            _mm256_storeu_ps(out + r * TILE + half * 8, _mm256_mul_ps(sum[r], _mm256_loadu_ps(scale + half * 8)));
+        times<R>([&](auto r) INLINED { _mm256_storeu_ps(out + r * TILE + half * 8, _mm256_mul_ps(sum[r], _mm256_loadu_ps(scale + half * 8))); });
     }
 }
 
@@ -377,31 +421,30 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     for (int half = 0; half < 2; half++) {
         __m256 sum[R];
-        for (int r = 0; r < R; r++) sum[r] = _mm256_setzero_ps();
+        times<R>([&](auto r) INLINED { sum[r] = _mm256_setzero_ps(); });
         for (int g = 0; g < groups; g++) {
             const uint8_t* block = w + (long)g * INT4_BLOCK;
+            const int8_t* x = a.x + row * a.ld + g * GROUP;
             __m256i first[R], second[R];
-            for (int r = 0; r < R; r++) first[r] = second[r] = _mm256_setzero_si256();
+            times<R>([&](auto r) INLINED { first[r] = second[r] = _mm256_setzero_si256(); });
             for (int j = 0; j < 8; j++) {
                 const __m256i v = _mm256_loadu_si256((const __m256i*)(block + j * 64 + half * 32));
                 const __m256i lower = _mm256_and_si256(v, low), upper = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-                for (int r = 0; r < R; r++) {
-                    const int8_t* x = a.x + (row + r) * a.ld + g * GROUP + j * 4;
-                    // Eight sums of two products up to 15 * 127 stay below 2^15.
-                    first[r] = _mm256_add_epi16(first[r], _mm256_maddubs_epi16(lower, _mm256_set1_epi32(four(x))));
-                    second[r] = _mm256_add_epi16(second[r], _mm256_maddubs_epi16(upper, _mm256_set1_epi32(four(x + 32))));
-                }
+                times<R>([&](auto r) INLINED {  // eight sums of two products up to 15 * 127 stay below 2^15
+                    first[r] = plus_pairs(first[r], lower, x + r * a.ld + j * 4);
+                    second[r] = plus_pairs(second[r], upper, x + r * a.ld + j * 4 + 32);
+                });
             }
             const __m128i halves = _mm_loadu_si128((const __m128i*)(block + 512 + half * 16));
             const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-            for (int r = 0; r < R; r++) {
+            times<R>([&](auto r) INLINED {
                 const long at = (row + r) * a.groups + g;
                 const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(first[r], ones), _mm256_madd_epi16(second[r], ones));
                 const __m256 part = _mm256_fmsub_ps(_mm256_cvtepi32_ps(whole), _mm256_set1_ps(a.scale[at]), _mm256_set1_ps(8.0f * a.sum[at]));
                 sum[r] = _mm256_fmadd_ps(part, scale, sum[r]);
-            }
+            });
         }
-        for (int r = 0; r < R; r++) _mm256_storeu_ps(out + r * TILE + half * 8, sum[r]);
+        times<R>([&](auto r) INLINED { _mm256_storeu_ps(out + r * TILE + half * 8, sum[r]); });
     }
 }
 
@@ -460,25 +503,23 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
 template <int R, int B, class C>
 inline void scores_of(const C* keys, int head, const float* q, float* out, long ld) {
     v8 sum[R][B] = {};
-    for (int d = 0; d < head; d++)
-        for (int b = 0; b < B; b++) {
-            const v8 k = taken(keys + ((long)b * head + d) * LANES);
-            for (int r = 0; r < R; r++) sum[r][b] = fused(k, full(q[r * head + d]), sum[r][b]);
-        }
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) *(v8*)(out + r * ld + b * LANES) = sum[r][b];
+    for (int d = 0; d < head; d++) {
+        v8 k[B];
+        times<B>([&](auto b) INLINED { k[b] = taken(keys + ((long)b * head + d) * LANES); });
+        add_products<R, B>(sum, k, q + d, head);
+    }
+    put<R, B>(sum, out, ld);
 }
 
 template <int R, int D, class C>
 inline void mixed_of(const C* values, int head, int count, const float* p, long ld, float* out) {
     v8 sum[R][D] = {};
-    for (int t = 0; t < count; t++)
-        for (int d = 0; d < D; d++) {
-            const v8 v = taken(values + (long)t * head + d * LANES);
-            for (int r = 0; r < R; r++) sum[r][d] = fused(v, full(p[r * ld + t]), sum[r][d]);
-        }
-    for (int r = 0; r < R; r++)
-        for (int d = 0; d < D; d++) *(v8*)(out + r * head + d * LANES) = sum[r][d];
+    for (int t = 0; t < count; t++) {
+        v8 v[D];
+        times<D>([&](auto d) INLINED { v[d] = taken(values + (long)t * head + d * LANES); });
+        add_products<R, D>(sum, v, p + t, ld);
+    }
+    put<R, D>(sum, out, head);
 }
 
 struct Query {
