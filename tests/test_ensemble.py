@@ -21,6 +21,7 @@ from chattune.generate.ensemble import (
     least_risk,
     majority,
     mixed,
+    replies_of,
     target_logs,
     together,
 )
@@ -221,3 +222,19 @@ def test_the_reply_most_like_the_others_has_the_least_risk() -> None:
     assert least_risk(["你好，世界", "你好世界", "再见"]) in (0, 1)
     with pytest.raises(UsageError, match="no replies"):
         least_risk([])
+
+
+@pytest.mark.requirement("R189")
+def test_models_with_unlike_tokenizers_vote_on_what_they_say(template: Template) -> None:
+    other = Template(Tokenizer.train_at_most(["quite another text with other words "] * 3, 285))
+    chats = [ChatModel(member("gpt", 0, t.tokenizer.vocabulary), t) for t in (template, other)]
+    best_of = kind("decoders").load("best_of")(samples=6)
+    messages = [{"role": "user", "content": "hello"}]
+    replies = replies_of(chats, messages, best_of, limit=2)
+    assert len(replies) == 12
+    assert replies == replies_of(chats, messages, best_of, limit=2)
+    texts = [reply.text for reply in replies]
+    vote = majority(texts)
+    assert sum(count for _, count in vote.counts) == 12
+    assert vote.share == max(count for _, count in vote.counts) / 12
+    assert 0 <= least_risk(texts) < 12

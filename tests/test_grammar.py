@@ -109,6 +109,55 @@ def test_every_reply_under_a_schema_parses_and_validates(name: str, template: Te
     assert len(texts) > 1 or name == "const"
 
 
+WORDS = ["a", "名", "x y", "é", "\n", "<|end|>", "👍🏽", "", "/", "\\", 'a"b', "\u2028", "$ref"]
+
+
+def some_value(random: np.random.Generator, depth: int = 0) -> Any:
+    """Anything that JSON can hold, small."""
+    kind = random.integers(7 if depth < 2 else 5)
+    if kind == 5:
+        return [some_value(random, depth + 1) for _ in range(random.integers(3))]
+    if kind == 6:
+        return {str(random.choice(WORDS)): some_value(random, depth + 1) for _ in range(random.integers(3))}
+    number, word = int(random.integers(-50, 50)), str(random.choice(WORDS))
+    return [None, bool(random.integers(2)), number, round(random.uniform(-9, 9), 2), word][kind]
+
+
+def some_schema(random: np.random.Generator, depth: int = 0) -> dict[str, Any]:
+    """A schema whose every value is short."""
+    kind, low = random.integers(9 if depth < 3 else 5), int(random.integers(-99, 99))
+    if kind == 0:
+        return {"enum": [some_value(random) for _ in range(random.integers(1, 4))]}
+    if kind == 1:
+        return {"type": "string", "minLength": int(random.integers(3)), "maxLength": int(random.integers(3, 9))}
+    if kind == 2:
+        return {"type": "integer", "minimum": low, "maximum": low + int(random.integers(200))}
+    if kind == 3:
+        return {"type": "number", "exclusiveMinimum": low / 10, "maximum": low / 10 + round(random.uniform(0.1, 99), 2)}
+    if kind == 4:
+        return {"type": ["null", "boolean"]}
+    if kind == 5:
+        return {"type": "array", "items": some_schema(random, depth + 1), "maxItems": int(random.integers(1, 4))}
+    if kind == 6:
+        return {"anyOf": [some_schema(random, depth + 1) for _ in range(2)]}
+    properties = {str(random.choice(WORDS)): some_schema(random, depth + 1) for _ in range(random.integers(1, 4))}
+    required = [key for key in properties if random.random() < 0.6]
+    further = False if random.random() < 0.7 else some_schema(random, 3)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": further}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replies_under_schemas_made_at_random_validate(seed: int, template: Template) -> None:
+    random, complete = np.random.default_rng(seed), 0
+    for number in range(25):
+        schema = some_schema(random)
+        for draw in range(2):
+            text, _, ended = drawn({"json_schema": schema}, template.tokenizer, 2 * number + draw)
+            complete += ended
+            assert not ended or validates(text, schema), f"{schema}: {text}"
+    assert complete > 40, "few are longer than the limit"
+
+
 @pytest.mark.parametrize("regex", REGEXES)
 def test_every_reply_under_a_regular_expression_matches_it_whole(regex: str, template: Template) -> None:
     for seed in range(25):

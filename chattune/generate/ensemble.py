@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from chattune.core.errors import SettingError, UsageError
 from chattune.dialogs.near_duplicates import normalised
-from chattune.generate.reply import ChatModel
+from chattune.generate.decoders import Decoder
+from chattune.generate.reply import ChatModel, Messages, Reply
 from chattune.generate.runner import Piece, Runner
+from chattune.generate.speaker import candidates
 from chattune.models.language_model import Cache, LanguageModel
 from chattune.tokens.batch import Batch
 
@@ -225,6 +227,13 @@ def fitted_weights(logs: np.ndarray, importance: np.ndarray | None = None) -> tu
 
 
 # Replies that were found apart
+
+
+def replies_of(
+    chats: Sequence[ChatModel], messages: Messages, decoder: Decoder, limit: int | None = None, seed: int = 0
+) -> list[Reply]:
+    """What each model answers, by `decoder` (`best_of` draws several), one model after the other. Their tokenizers may differ."""
+    return [found.reply for chat in chats for found in candidates(chat, messages, decoder, limit, seed)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,27 @@ def test_wider_beams_find_replies_that_greedy_search_misses() -> None:
     assert max(gains) > 0.1
 
 
+@pytest.mark.requirement("R200")
+def test_beam_search_finds_what_transformers_finds_or_better() -> None:
+    from transformers import GenerationConfig
+
+    equal = 0
+    for seed in range(8):
+        s = Speaker(model("hf", seed=seed), frozenset({END}), (), 10)
+        (ours,) = decoder("beam_search", width=4).decode(s, PROMPT)
+        asked = GenerationConfig(
+            num_beams=4, length_penalty=1.0, early_stopping="never", max_new_tokens=10, eos_token_id=END, pad_token_id=0,
+            do_sample=False, return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        seen = torch.ones(1, len(PROMPT), dtype=torch.long)
+        theirs = s.model.network.generate(torch.tensor([PROMPT]), attention_mask=seen, generation_config=asked)
+        said = theirs.sequences[0, len(PROMPT) :].tolist()
+        score = float(theirs.sequences_scores[0])
+        assert ours.score >= score - CLOSE, "theirs lets a beam end only where that is among the best continuations"
+        equal += said[: len(ours.tokens)] == list(ours.tokens) and ours.score == pytest.approx(score, abs=CLOSE)
+    assert equal >= 6
+
+
 def test_beams_cannot_give_more_replies_than_there_are() -> None:
     with pytest.raises(ValueError, match="5 replies cannot come of 4 beams"):
         decoder("beam_search", n_best=5)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 class BeamSearch(Decoder):
-    """Keep the `width` likeliest beginnings at each step; the best whole replies are those of the highest log-probability divided by
-    length^length_penalty (the end of turn counts as a token).
+    """Keep the likeliest beginnings at each step, and give the whole replies of the highest log-probability for their length.
+
+    A reply's score is its log-probability divided by length^length_penalty; the end of turn counts as a token.
 
     Helps when: there is one right answer, and a first word that looks unlikely leads to it.
     Hurts when: talk should be lively: the likeliest reply of an open conversation is short and dull.

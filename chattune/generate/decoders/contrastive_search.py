@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 class ContrastiveSearch(Decoder):
-    """Of the k likeliest tokens take the one of the highest (1 − α) · p − α · (largest cosine similarity of its hidden state to that of
-    any token before, prompt included). Deterministic.
+    """Of the k likeliest tokens take the one that is likely and unlike all that was said.
+
+    That is the one of the highest (1 − α) · p − α · (largest cosine similarity of its hidden state to that of any token before, prompt
+    included). Nothing is drawn.
 
     Helps when: greedy decoding repeats itself and sampling loses the thread.
     Hurts when: hidden states of all tokens look alike (small or fresh models): the similarity then says nothing.

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 class DiverseBeamSearch(Decoder):
-    """Beam search in groups: a token costs `strength` for each beam of an earlier group that takes it in the same step. Gives the best
-    reply of each group that no earlier one gave.
+    """Search beams in groups that avoid each other's tokens, and give the best reply of each group.
+
+    A token costs `strength` for each beam of an earlier group that takes it in the same step. No reply is given twice.
 
     Helps when: a list of really different answers is wanted; those of one beam search differ in a word.
     Hurts when: strength is so large that later groups say what is wrong only to be different.

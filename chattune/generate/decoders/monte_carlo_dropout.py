@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 class MonteCarloDropout(Decoder):
-    """The greedy reply, looked at again by `samples` thinned-out copies of the model. For each token the entropy of their mean
-    prediction (all doubt) and the mutual information of prediction and copy (doubt that more data would remove), in nats.
+    """Give the greedy reply, and how unsure the model is of each token: thinned-out copies of it are asked.
+
+    Two numbers a token, in nats: the entropy of the copies' mean prediction (all doubt), and the mutual information of prediction and
+    copy (the part of it that more data would remove).
 
     Helps when: an answer must be known to be unsure: the information is high where the training data said little.
     Hurts when: the model was trained without dropout: the copies then differ more than what is known does.
