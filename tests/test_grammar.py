@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,16 @@ def test_replies_of_one_grammar_do_not_disturb_each_other(template: Template) ->
     second.advance(a)
     assert first.finished and second.finished
     assert not grammar.matcher().allows_end
+
+
+def test_threads_that_share_a_grammar_get_the_replies_of_one(template: Template) -> None:
+    def some(start: int) -> list[str]:
+        return [drawn({"json_schema": PERSON}, template.tokenizer, seed)[0] for seed in range(start, start + 10)]
+
+    starts = (0, 10, 20, 30)
+    alone = [some(start) for start in starts]
+    with ThreadPoolExecutor(len(starts)) as pool:
+        assert [*pool.map(some, starts)] == alone
 
 
 def test_keys_have_one_spelling_so_that_none_escapes_its_schema(template: Template) -> None:
