@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chattune.serve.tools import before_calls, calls_in
 from chattune.serve.wire import usage
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class Form:
         """What `event` adds to the choice `before` it; none where that is nothing."""
         if not event.text and event.finish_reason is None and (self.logprobs is None or event.token is None):
             return None
-        said = {"index": index, **self._piece(event, before), "finish_reason": event.finish_reason}
-        return self._chunked([said])
+        return self._chunked([{"index": index, **self._piece(event, before)}])
 
     def closing(self, choices: Sequence[Choice], prompt_tokens: int) -> list[dict[str, Any]]:
         """The chunk after all choices: the usage, where it was asked for."""
@@ -85,6 +85,7 @@ class ChatForm(Form):
     """``chat.completion``."""
 
     prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    functions: Sequence[str] = ()  # that may be called: what may be a call is held back until it is known to be one
 
     def opening(self, count: int) -> list[dict[str, Any]]:
         start = {"role": "assistant", "content": ""}
@@ -93,14 +94,29 @@ class ChatForm(Form):
         ]
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        return {
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self._logprobs(choice.events), "finish_reason": choice.finish_reason,
-        }  # fmt: skip
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        reason = choice.finish_reason
+        if calls := self._calls(choice.text, reason):
+            message |= {"content": choice.text[: before_calls(choice.text)] or None, "tool_calls": calls}
+            reason = "tool_calls"
+        return {"message": message, "logprobs": self._logprobs(choice.events), "finish_reason": reason}
 
     def _piece(self, event: ReplyEvent, before: Choice) -> dict[str, Any]:
-        delta = {"content": event.text} if event.text or event.token is not None else {}
-        return {"delta": delta, "logprobs": self._logprobs([event]) if event.token is not None else None}
+        text, reason = event.text, event.finish_reason
+        delta: dict[str, Any] = {}
+        if self.functions:
+            whole, given = before.text + event.text, before_calls(before.text)
+            calls = self._calls(whole, reason)
+            text = whole[given : before_calls(whole) if calls or reason is None else None]
+            if calls:
+                delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+                reason = "tool_calls"
+        if text or event.token is not None:
+            delta["content"] = text
+        return {"delta": delta, "logprobs": self._logprobs([event]) if event.token is not None else None, "finish_reason": reason}
+
+    def _calls(self, text: str, reason: str | None) -> list[dict[str, Any]]:
+        return calls_in(text, self.functions) if self.functions and reason == "stop" else []
 
     def _logprobs(self, events: Iterable[ReplyEvent]) -> dict[str, Any] | None:
         if self.logprobs is None:
@@ -126,7 +142,8 @@ class TextForm(Form):
         return {"text": choice.text, "logprobs": self._logprobs(choice.events, 0), "finish_reason": choice.finish_reason}
 
     def _piece(self, event: ReplyEvent, before: Choice) -> dict[str, Any]:
-        return {"text": event.text, "logprobs": self._logprobs([event], len(before.text)) if event.token is not None else None}
+        logprobs = self._logprobs([event], len(before.text)) if event.token is not None else None
+        return {"text": event.text, "logprobs": logprobs, "finish_reason": event.finish_reason}
 
     def _logprobs(self, events: Iterable[ReplyEvent], offset: int) -> dict[str, Any] | None:
         """The older form: four lists side by side; `text_offset` is where the text stood when the token was drawn."""

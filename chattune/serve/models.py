@@ -15,11 +15,14 @@ from chattune.core.errors import ArtifactError, ChattuneError, UnknownName, Usag
 from chattune.dialogs.dialog import Message
 from chattune.serve.completions import ChatForm, Form, TextForm
 from chattune.serve.limits import Admission, Limits
+from chattune.serve.tools import as_content, offered, required
 from chattune.serve.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, WireError
+from chattune.serve.wire import Message as SaidMessage
 
 if TYPE_CHECKING:
     from chattune.generate.engine import Ask, EngineLoad, Ticket
     from chattune.generate.reply import ChatModel, ReplyEvent, Sampling
+    from chattune.tokens.template import Template
 
 OPEN_END = 1024  # tokens that a reply without a limit is counted with before it is there
 # What a request calls by OpenAI's names or ours, and `Sampling` by the same.
@@ -87,6 +90,8 @@ class NativeModel:
         kind = ChatForm if isinstance(request, ChatRequest) else TextForm
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
         form = kind(self.name, self.chat.tokenizer.pieces, logprobs, with_usage)
+        if isinstance(form, ChatForm) and isinstance(request, ChatRequest):
+            form.functions = [tool["function"]["name"] for tool in offered(request)]
         return Prepared(asks, sum(map(len, prompts)), tokens, form)
 
     def embed(self, request: EmbeddingRequest) -> tuple[list[list[float]], int]:
@@ -116,21 +121,19 @@ class NativeModel:
         return [self._text(item) if isinstance(item, str) else self._ids(item, "prompt") for item in request.prompt]
 
     def _chat(self, request: ChatRequest) -> list[int]:
-        if request.tools and request.tool_choice != "none":
-            raise WireError(400, f"The chat template of '{self.name}' takes no tools.", param="tools", code="unsupported_parameter")
+        template, tools = self.chat.template, offered(request)
         for place, message in enumerate(request.messages):
-            if message.tool_calls:
-                raise WireError(
-                    400, f"The chat template of '{self.name}' takes no calls of tools.", param=f"messages[{place}].tool_calls",
-                    code="unsupported_parameter",
-                )  # fmt: skip
-        messages = [Message(message.speaker, message.content or "") for message in request.messages]
+            if (tools or message.tool_calls) and not template.takes_tools:
+                param = "tools" if tools else f"messages[{place}].tool_calls"
+                raise WireError(400, f"The chat template of '{self.name}' takes no tools.", param=param, code="unsupported_parameter")
+        messages = [Message(message.speaker, _content(message, template)) for message in request.messages]
         try:
-            return self.chat.prompt_ids(messages)
+            return template.prompt(messages, tools)
         except ArtifactError as error:  # the template itself is at fault, not who asked
             raise WireError(500, f"The chat template of this model does not work: {error.message}", code="template_error") from None
         except ChattuneError as error:
-            raise WireError(400, f"The messages cannot be rendered: {error.message}", param="messages", code="invalid_value") from None
+            said = f"The messages cannot be rendered: {error.message}"
+            raise WireError(400, said, param="tools" if error.path == "tools" else "messages", code="invalid_value") from None
 
     def _text(self, text: str) -> list[int]:
         begin = self.chat.tokenizer.control.get("begin")
@@ -302,12 +305,23 @@ def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
 
 
 def _grammar(request: Generation) -> dict[str, Any] | None:
+    call = required(request) if isinstance(request, ChatRequest) else None
+    wanted = request.response_format if request.response_format is not None and request.response_format.type != "text" else None
+    if call is not None and (wanted is not None or request.regex is not None):
+        raise WireError(400, "A required call leaves no room for another form of the reply.", param="tool_choice", code="invalid_value")
+    if call is not None:
+        return {"json_schema": call}
     if request.regex is not None:
         return {"regex": request.regex}
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
         return None
     return {"json_schema": wanted.json_schema.schema_} if wanted.json_schema else {"json_object": True}
+
+
+def _content(message: SaidMessage, template: Template) -> str:
+    if message.tool_calls:
+        return as_content(message.content, message.tool_calls, "<tool_call>" in getattr(template, "text", ""))
+    return message.content or ""
 
 
 def _param(path: str | None) -> str | None:

@@ -361,6 +361,9 @@ class ChatRequest(Generation):
             raise PydanticCustomError("top_logprobs", "'top_logprobs' stands with \"logprobs\": true only")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError("max_tokens", "'max_tokens' and 'max_completion_tokens' say different things")
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
+        if named is not None and self.tools and named not in [tool.function.name for tool in self.tools]:
+            raise PydanticCustomError("tool_choice", "no tool is called '{name}'", {"name": named})
         if not self.tools and self.tool_choice not in (None, "none"):
             raise PydanticCustomError("tool_choice", "'tool_choice' stands with 'tools' only")
         return self

@@ -7,6 +7,7 @@ known of each character who wrote it: control tokens are taken from the template
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from chattune.tokens.template import AnyMessage, Template, checked
 if TYPE_CHECKING:
     from chattune.tokens.foreign import ForeignTokenizer
 
+_KEPT = 256  # orders of roles whose marked rendering is kept
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 # For models that were never taught to talk: turns in plain words, each reply ended by the end of a text.
@@ -72,7 +74,7 @@ class ChatTemplate(Template):
         template = tokenizer.found.template
         self.text = template if template is not None else ("{{- bos_token }}\n" if tokenizer.adds_begin else "") + PLAIN
         self._renderer = Renderer(self.text, tokenizer.named)
-        self._skeletons: dict[tuple[tuple[str, ...], bool], list[_Piece]] = {}
+        self._skeletons: dict[tuple[tuple[str, ...], bool, str], list[_Piece]] = {}
 
     def render_many(self, dialogs: Iterable[Iterable[AnyMessage]]) -> list[tuple[list[int], list[float]]]:
         found = [checked(dialog) for dialog in dialogs]
@@ -84,9 +86,15 @@ class ChatTemplate(Template):
             for some, texts, dialog, (ids, offsets) in zip(pieces, written, found, encoded, strict=True)
         ]
 
-    def prompt(self, messages: Iterable[AnyMessage]) -> list[int]:
+    @property
+    def takes_tools(self) -> bool:
+        return re.search(r"\btools\b", self.text) is not None
+
+    def prompt(self, messages: Iterable[AnyMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         dialog = checked(messages)
-        return self.tokenizer.encode_written(["".join(self._written(self._pieces([(dialog, True)])[0], dialog))])[0][0]
+        if tools:
+            self._check_tools(tools)
+        return self.tokenizer.encode_written(["".join(self._written(self._pieces([(dialog, True)], tools)[0], dialog))])[0][0]
 
     def beginnings(self, messages: Sequence[AnyMessage], first: int) -> list[int]:
         """At each later turn of the user: many templates take turns only in this order."""
@@ -124,23 +132,40 @@ class ChatTemplate(Template):
                 notes.append(f"its chat template takes no {role} messages: {error.message}")
         return notes
 
-    def _pieces(self, asked: Sequence[tuple[list[Message], bool]]) -> list[list[_Piece]]:
+    def _check_tools(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """What the template writes of tools counts as its own words: so none may hold a control token."""
+        if not self.takes_tools:
+            raise DataError("the chat template takes no tools.", path="tools", rule="a template that names them")
+        waiting: list[Any] = list(tools)
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Mapping):
+                waiting += [*node, *node.values()]
+            elif isinstance(node, (list, tuple)):
+                waiting += node
+            elif isinstance(node, str):
+                refuse_surrogates(node)
+                if found := self.tokenizer.marks.search(node) or re.search("[\ue000\ufdd0]", node):
+                    raise DataError(f"holds {found[0]!r}, which only the template may write.", path="tools", value=found[0])
+
+    def _pieces(self, asked: Sequence[tuple[list[Message], bool]], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[_Piece]]:
         """Each rendering in the pieces that it is made of."""
         for dialog, _ in asked:
             for message in dialog:
                 refuse_surrogates(message.content)
-        texts = self._renderer.render([(_plain(dialog), asking) for dialog, asking in asked])
+        texts = self._renderer.render([(_plain(dialog), asking) for dialog, asking in asked], tools)
         return [
-            self._told_apart(text, dialog, self._skeleton(dialog, asking), place)
+            self._told_apart(text, dialog, self._skeleton(dialog, asking, tools), place)
             for place, (text, (dialog, asking)) in enumerate(zip(texts, asked, strict=True))
         ]
 
-    def _skeleton(self, dialog: list[Message], asking: bool) -> list[_Piece]:
+    def _skeleton(self, dialog: list[Message], asking: bool, tools: Sequence[Mapping[str, Any]]) -> list[_Piece]:
         """What the template writes around contents in this order of roles; a content is marked by its number."""
-        key = tuple(message.role for message in dialog), asking
-        if key not in self._skeletons:
+        key = tuple(message.role for message in dialog), asking, json.dumps(tools)
+        found = self._skeletons.get(key)
+        if found is None:
             marked = [{"role": role, "content": f"\ue000{place}\ue001"} for place, role in enumerate(key[0])]
-            parts = _MARK.split(self._renderer.render([(marked, asking)])[0])
+            parts = _MARK.split(self._renderer.render([(marked, asking)], tools)[0])
             pieces = [_Piece(part, int(part) if place % 2 else None) for place, part in enumerate(parts)]
             shown = [piece.message for piece in pieces if piece.message is not None]
             for place in range(len(dialog)):
@@ -150,8 +175,10 @@ class ChatTemplate(Template):
                         value=dialog[place].role, rule="a template that says each message once",
                         hint="Leave such messages out, or give another template.",
                     )
-            self._skeletons[key] = pieces
-        return self._skeletons[key]
+            if len(self._skeletons) >= _KEPT:
+                self._skeletons.clear()  # strangers choose the order of roles
+            self._skeletons[key] = found = pieces
+        return found
 
     def _told_apart(self, text: str, dialog: list[Message], skeleton: list[_Piece], number: int) -> list[_Piece]:
         """The rendering `text`, each stretch with who wrote it: contents stand in it as they are, or trimmed."""

@@ -36,15 +36,17 @@ class Renderer:
         self._lock, self._owner = threading.Lock(), 0
         self._process: subprocess.Popen[str] | None = None
 
-    def render(self, many: Sequence[tuple[Sequence[Mapping[str, Any]], bool]]) -> list[str]:
-        """The text of each conversation: its messages, and whether the header of a reply follows.
+    def render(
+        self, many: Sequence[tuple[Sequence[Mapping[str, Any]], bool]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[str]:
+        """The text of each conversation: its messages, and whether the header of a reply follows. `tools`: that may be called in all.
 
         Raises `TemplateRefusal` for a conversation that the template refuses, and `ArtifactError` for a template that breaks a limit
         or breaks down. Both have the place of the conversation among the `many` as ``value``.
         """
         texts: list[str] = []
         with self._lock:
-            for some in _together(many):
+            for some in _together(many, tools):
                 texts += self._answers(some, len(texts))
         return texts
 
@@ -110,11 +112,13 @@ class Renderer:
         )
 
 
-def _together(many: Sequence[tuple[Sequence[Mapping[str, Any]], bool]]) -> Iterator[list[dict[str, Any]]]:
+def _together(
+    many: Sequence[tuple[Sequence[Mapping[str, Any]], bool]], tools: Sequence[Mapping[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
     some: list[dict[str, Any]] = []
     characters = 0
     for messages, asking in many:
-        some.append({"messages": list(messages), "add_generation_prompt": asking, "tools": None, "documents": None})
+        some.append({"messages": list(messages), "add_generation_prompt": asking, "tools": list(tools) or None, "documents": None})
         characters += sum(len(message["content"]) for message in messages)
         if len(some) == _TOGETHER or characters >= _CHARACTERS:
             yield some

@@ -83,8 +83,18 @@ class Template:
             rendered.append((ids, weights))
         return rendered
 
-    def prompt(self, messages: Iterable[AnyMessage]) -> list[int]:
-        """Ids after which the assistant speaks: a prefix of what `render` gives for the same messages and a reply."""
+    @property
+    def takes_tools(self) -> bool:
+        """Whether `prompt` can tell the model of tools that it may call."""
+        return False
+
+    def prompt(self, messages: Iterable[AnyMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Ids after which the assistant speaks: a prefix of what `render` gives for the same messages and a reply.
+
+        `tools`: in OpenAI's form, where the template takes them (`DataError` where not).
+        """
+        if tools:
+            raise DataError("the chat template takes no tools.", path="tools", rule="a template that names them")
         return [*self.render(messages)[0], self.tokenizer.control["assistant"]]
 
     def beginnings(self, messages: Sequence[AnyMessage], first: int) -> list[int]:
