@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A model in evaluation mode, replying in at most `limit` tokens. `ends`: ids that end a reply; `never`: ids that it never holds."""
+    """A model in evaluation mode, replying in at most `limit` tokens. `ends`: ids that end a reply; `never`: ids it never holds."""
 
     model: LanguageModel
     ends: frozenset[int]
