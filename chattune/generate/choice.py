@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chattune.core.errors import DivergenceError, UsageError
 from chattune.core.seeds import generator
 from chattune.generate.reply import Sampling, drawn_at
 from chattune.generate.rules import Rule
@@ -167,10 +168,11 @@ class Asking(Protocol):
 
 @dataclass(slots=True)
 class Row:
-    """One row of logits: of whom, and the drafts that come before it."""
+    """One row of logits: of whom, the drafts that come before it, and what is wrong with it."""
 
     request: Asking
     ahead: tuple[int, ...] = ()
+    error: Exception | None = None
 
     @property
     def place(self) -> int:
@@ -180,11 +182,12 @@ class Row:
 
 @dataclass(slots=True)
 class Chosen:
-    """A token, and what was asked for about it."""
+    """A token, and what was asked for about it; or why there is none."""
 
     token: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -216,26 +219,30 @@ class Choice:
             mine = logits if len(left) == len(rows) else logits[left]
             for number, token in zip(left, _by_rules(mine, [rows[number] for number in left]), strict=True):
                 found[number] = token
-        if not plain:
-            return [Chosen(token) for token in found]
-        return [_told(token, row, plain.get(number)) for number, (token, row) in enumerate(zip(found, rows, strict=True))]
+        return [told(token, row, plain.get(number)) for number, (token, row) in enumerate(zip(found, rows, strict=True))]
 
-    def adjusted(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """(rows, vocabulary): logits after all masks and rules; what was given is changed."""
+    def shares(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[int, Tensor]]:
+        """(rows, vocabulary) float64: with what probability each token would be drawn; and log-probabilities for rows that are asked
+        about, as `told` takes them. `logits` are changed."""
         self._masked(logits, rows)
+        plain = _plain(logits, rows)
         self._held_open(logits, rows)
-        return _ruled(logits, rows)
+        return _ruled(logits, rows).double().softmax(-1), plain
 
     def _masked(self, logits: Tensor, rows: Sequence[Row]) -> None:
-        """Leave out what no reply may hold."""
-        if not len(self.never):
-            return
+        """Leave out what no reply may hold. A row that is no distribution is told of, and does not stop the others."""
         if logits.device.type == "cpu":
             logits.numpy()[:, self.never] = -np.inf
-            return
-        if logits.device not in self._there:
-            self._there[logits.device] = torch.from_numpy(self.never).to(logits.device)
-        logits.index_fill_(1, self._there[logits.device], -torch.inf)
+        else:
+            if logits.device not in self._there:
+                self._there[logits.device] = torch.from_numpy(self.never).to(logits.device)
+            logits.index_fill_(1, self._there[logits.device], -torch.inf)
+        for number, top in enumerate(logits.amax(-1).tolist()):
+            if not math.isfinite(top):
+                logits[number] = 0.0
+                rows[number].error = DivergenceError(
+                    "the model's logits are not finite.", value=top, rule="finite numbers", hint="Are its weights damaged?"
+                )
 
     def _held_open(self, logits: Tensor, rows: Sequence[Row]) -> None:
         """Leave out ends before the least number of tokens, and what the grammar does not allow."""
@@ -244,7 +251,10 @@ class Choice:
             if row.place < chooser.min_tokens:
                 logits[number, torch.from_numpy(self.ends)] = -torch.inf
             if chooser.matcher is not None:
-                chooser.matcher.mask(logits[number])
+                try:
+                    chooser.matcher.mask(logits[number])
+                except UsageError as error:
+                    row.error = error  # of this request alone
 
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -256,12 +266,13 @@ def _plain(logits: Tensor, rows: Sequence[Row]) -> dict[int, Tensor]:
     return dict(zip(asked, logits[asked].log_softmax(-1), strict=True)) if asked else {}
 
 
-def _told(token: int, row: Row, plain: Tensor | None) -> Chosen:
+def told(token: int, row: Row, plain: Tensor | None) -> Chosen:
+    """The token with what its row was asked about; `plain`: (vocabulary,) log-probabilities."""
     if plain is None:
-        return Chosen(token)
+        return Chosen(token, error=row.error)
     found = plain.topk(min(row.request.chooser.logprobs or 0, plain.shape[-1]))
     likeliest = tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True))
-    return Chosen(token, float(plain[token]), likeliest)
+    return Chosen(token, float(plain[token]), likeliest, row.error)
 
 
 def _by_rules(logits: Tensor, rows: Sequence[Row]) -> list[int]:
@@ -271,7 +282,7 @@ def _by_rules(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     chances = [0.0 if row.request.chooser.style.greedy else row.request.chooser.chances[row.place] for row in rows]
     drawn = drawn_at(adjusted, torch.tensor(chances, dtype=torch.float64, device=logits.device))
     greedy = torch.tensor([row.request.chooser.style.greedy for row in rows], device=logits.device)
-    return torch.where(greedy, likeliest, drawn).tolist()  # type: ignore[no-any-return]
+    return torch.where(greedy, likeliest, drawn).tolist()
 
 
 def _ruled(logits: Tensor, rows: Sequence[Row]) -> Tensor:

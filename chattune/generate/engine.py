@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 
 from chattune.core.errors import SettingError, UsageError
-from chattune.generate.choice import Chances, Choice, Chooser, Chosen, Past, Row, Style
+from chattune.generate.choice import Chances, Choice, Chooser, Chosen, Past, Row, Style, told
 from chattune.generate.reply import Reply, ReplyEvent, Sampling
 from chattune.generate.runner import Piece, Runner, TorchRunner
 from chattune.generate.scheduler import Job, Scheduler, Step
+from chattune.generate.speculation import Drafter, Proposal, Speculation, Trust, accepted, looked_up
 from chattune.generate.text import ReplyText
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from chattune.tokens.tokenizer import Tokenizer
 
 LOG = logging.getLogger(__name__)
+_TOTALS = ("generated", "prompt", "prefix_hits", "cancelled", "failed", "steps", "proposed", "accepted")
 _Event = TypeVar("_Event")
 
 
@@ -73,6 +75,9 @@ class _Request(Job):
     chooser: Chooser
     text: ReplyText
     limit: int
+    drafting: Chances
+    accepting: Chances
+    trust: Trust = field(default_factory=Trust)
     error: Exception | None = None
     started: bool = False
     unwanted: bool = False
@@ -83,7 +88,8 @@ class _Request(Job):
 class EngineLoad:
     """How much there is to do, and how much was done; totals count from the engine's beginning.
 
-    `tokens_waiting`: prompt tokens not read yet; `prompt_total`: prompt tokens taken in, `prefix_hits_total` of which a slot held.
+    `tokens_waiting`: prompt tokens not read yet; `prompt_total`: prompt tokens taken in, `prefix_hits_total` of which a slot held;
+    `proposed_total`: tokens proposed by speculation, `accepted_total` of which were taken.
     """
 
     waiting: int
@@ -96,15 +102,19 @@ class EngineLoad:
     cancelled_total: int
     failed_total: int
     steps_total: int
+    proposed_total: int
+    accepted_total: int
 
 
 class Engine:
     """Continuous batching over a runner. `slots`: requests side by side; `length`: tokens of prompt and reply, at most and by default
-    the model's context; `chunk`: prompt tokens read in a step, so that those who write are not held up by those who read."""
+    the model's context; `chunk`: prompt tokens read in a step, so that those who write are not held up by those who read.
+    `speculation`: tokens are proposed and looked at together, where the runner can go back; `draft`: a runner of a smaller model
+    with the same tokenizer, which proposes (`speculation` by default where it is given)."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None, runner: Runner | None = None,
-        chunk: int = 256,
+        chunk: int = 256, speculation: Speculation | None = None, draft: Runner | None = None,
     ) -> None:
         context = model.family.context_length()
         self.model, self.tokenizer = model, tokenizer
@@ -114,13 +124,15 @@ class Engine:
         self.choice, self._ends = Choice(never, np.array(tokenizer.ends, dtype=np.int64)), frozenset(tokenizer.ends)
         shares, keeps = self.runner.rewinds, self.runner.joins
         self.scheduler = Scheduler(self.runner.slots, chunk if keeps else self.runner.slots * self.length, shares=shares, keeps=keeps)
+        self.speculation = (speculation or (Speculation() if draft is not None else None)) if self.runner.rewinds else None
+        self.drafter = self._drafter(draft, chunk) if draft is not None and self.speculation is not None else None
         self._lock, self._turn = threading.RLock(), threading.Lock()  # of the state; of the right to take a step
         self._wake = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closing = False
         self._unwanted: list[_Request] = []
-        self._styles: list[Style] = []
-        self._totals = dict.fromkeys(("generated", "prompt", "prefix_hits", "cancelled", "failed", "steps"), 0)
+        self._styles: list[tuple[Sampling, Style]] = []
+        self._totals = dict.fromkeys(_TOTALS, 0)
 
     def submit(self, ask: Ask, deliver: Callable[[ReplyEvent], None]) -> Ticket:
         """Take a request in; its events come to `deliver`, which must return at once, and the last one has a reason.
@@ -227,7 +239,8 @@ class Engine:
                 f"only {limit} tokens fit behind this prompt.", path="min_tokens", value=sampling.min_tokens,
                 rule=f"at most {limit}", hint="Ask for fewer, or shorten the prompt.",
             )
-        for rule in sampling.in_order():
+        style = self._style(sampling)
+        for rule in style.rules:
             rule.check(self.model.vocabulary)
         matcher = None
         if sampling.grammar is not None:
@@ -235,17 +248,34 @@ class Engine:
 
             matcher = Grammar.compile(sampling.grammar, self.tokenizer).matcher()
         chances, past = Chances(sampling.seed, prompt, ask.number), Past(prompt, len(prompt))
-        chooser = Chooser(self._style(sampling), chances, past, sampling.min_tokens, ask.logprobs, matcher)
+        chooser = Chooser(style, chances, past, sampling.min_tokens, ask.logprobs, matcher)
         text = ReplyText(self.tokenizer.stream(), sampling.stop, sampling.min_tokens)
-        return _Request(prompt, ask.owner, ask=ask, deliver=deliver, chooser=chooser, text=text, limit=limit)
+        drafting, accepting = (
+            Chances(sampling.seed, prompt, ask.number, name) if self.drafter is not None else chances for name in ("draft", "accept")
+        )
+        return _Request(
+            prompt, ask.owner, ask=ask, deliver=deliver, chooser=chooser, text=text, limit=limit, drafting=drafting, accepting=accepting
+        )
+
+    def _drafter(self, draft: Runner, chunk: int) -> Drafter:
+        known = (self.runner.vocabulary, self.runner.slots, self.length)
+        if draft.vocabulary != known[0] or draft.slots < known[1] or draft.length < known[2] or not draft.rewinds:
+            raise UsageError(
+                f"a draft model with {draft.vocabulary} tokens, {draft.slots} slots of {draft.length} tokens cannot propose here.",
+                path="draft", value=draft.vocabulary, hint="Take a model with the same tokenizer that was built with attention.",
+                rule=f"the model's {known[0]} tokens and {known[1]} slots of {known[2]} tokens or more, and a runner that rewinds",
+            )  # fmt: skip
+        return Drafter(draft, self.choice, chunk)
 
     def _style(self, sampling: Sampling) -> Style:
+        """The rules of these settings, as one object for all requests that have the same."""
+        if (last := self._styles[-1:]) and last[0][0] is sampling:
+            return last[0][1]
         style = Style(sampling)
         with self._lock:
-            known = next((other for other in self._styles if other.rules == style.rules), None)
-            if known is None:
-                self._styles = [*self._styles[-31:], style]
-        return known or style
+            style = next((known for _, known in self._styles if known.rules == style.rules), style)
+            self._styles = [*self._styles[-31:], (sampling, style)]
+        return style
 
     def _run(self, asks: Sequence[Ask]) -> list[Reply]:
         texts: list[list[str]] = [[] for _ in asks]
@@ -304,31 +334,110 @@ class Engine:
             self._drop_unwanted()
 
     def _compute(self, step: Step) -> None:
-        """One pass, and a token for each request whose prompt is read."""
+        """One pass, and at least one token for each request whose prompt is read."""
         for copy in step.copies:
             self.runner.copy(copy.source, copy.target, copy.tokens)
-        pieces = [Piece(job.slot, job.held, job.ids[job.held : job.held + count]) for job, count in step.work]
+        proposals = self._proposals(step) if self.speculation is not None else {}
+        pieces: list[Piece] = []
+        rows: list[Row] = []
+        spans: list[tuple[_Request, int, Proposal | None]] = []  # with the first of its rows, and what was proposed
+        places: list[int] = []  # of the rows among the logits
+        place = 0
+        for job, count in step.work:
+            request = cast(_Request, job)
+            ids, proposal = job.ids[job.held : job.held + count], proposals.get(job)
+            drafts = proposal.tokens if proposal is not None else []
+            pieces.append(Piece(job.slot, job.held, [*ids, *drafts], bool(drafts)))
+            if count == job.pending:
+                spans.append((request, len(rows), proposal))
+                rows += [Row(request, tuple(drafts[:ahead])) for ahead in range(len(drafts) + 1)]
+                places += range(place, place + len(drafts) + 1)
+            place += 1 + len(drafts)
         logits = self.runner.forward(pieces)
         with self._lock:
             self.scheduler.computed(step)
             self._count(step)
-        ready = [number for number, (job, _) in enumerate(step.work) if job.pending == 0]
-        if not ready:
+        if not rows:
             return
-        rows = [Row(step.work[number][0]) for number in ready]  # type: ignore[arg-type]
         with torch.inference_mode():
-            chosen = self.choice.tokens(logits if len(ready) == len(step.work) else logits[ready], rows)
-        for row, choice in zip(rows, chosen, strict=True):
-            assert isinstance(row.request, _Request)
-            self._take(row.request, choice)
+            found = self._chosen(logits if len(places) == place else logits[places], rows, spans)
+        for (request, _, proposal), chosen in zip(spans, found, strict=True):
+            for choice in chosen:
+                if not request.ended:
+                    self._take(request, choice)
+            if proposal is not None and proposal.tokens:
+                request.trust.learn(len(chosen) - 1)
+                with self._lock:
+                    self._totals["proposed"] += len(proposal.tokens)
+                    self._totals["accepted"] += len(chosen) - 1
+                    request.held += 0 if request.ended else len(chosen) - 1  # what was taken stands in the slot already
+
+    def _proposals(self, step: Step) -> dict[Job, Proposal]:
+        """For requests that write: tokens that may come next."""
+        assert self.speculation is not None
+        found: dict[Job, Proposal] = {}
+        others, most = [], []
+        for job, count in step.work:
+            request = cast(_Request, job)
+            if job.pending != 1 or count != 1 or request.chooser.matcher is not None or not request.trust.asks():
+                continue
+            room = min(request.limit + request.chooser.past.prompt - 1, self.runner.length) - len(job.ids)
+            tokens = looked_up(request.chooser.past.all(), self.speculation.match, min(self.speculation.lookup, room))
+            if tokens:
+                found[job] = Proposal(tokens)
+            elif self.drafter is not None and room > 0:
+                others.append(request)
+                most.append(min(self.speculation.draft, room))
+        if others and self.drafter is not None:
+            with torch.inference_mode():
+                found.update(zip(others, self.drafter.proposals(others, most), strict=True))
+        return found
+
+    def _chosen(
+        self, logits: torch.Tensor, rows: list[Row], spans: list[tuple[_Request, int, Proposal | None]]
+    ) -> list[list[Chosen]]:
+        """For each request (with its first row and what was proposed to it) the tokens that come."""
+        drawn = [
+            number for _, first, proposal in spans if proposal is not None and proposal.shares is not None
+            for number in range(first, first + len(proposal.tokens) + 1)
+        ]  # fmt: skip
+        plain = sorted({*range(len(rows))}.difference(drawn))
+        tokens = dict(zip(plain, self.choice.tokens(logits[plain] if drawn else logits, [rows[n] for n in plain]), strict=True))
+        whole, asked = self.choice.shares(logits[drawn], [rows[n] for n in drawn]) if drawn else (logits, {})
+        shares = whole.cpu().numpy()
+        found: list[list[Chosen]] = []
+        for request, first, proposal in spans:
+            count = 1 if proposal is None else len(proposal.tokens) + 1
+            if proposal is None or proposal.shares is None:
+                chosen = [tokens[first]]
+                for ahead in range(1, count):
+                    if chosen[-1].token != rows[first + count - 1].ahead[ahead - 1]:
+                        break
+                    chosen.append(tokens[first + ahead])
+            else:
+                start, place = drawn.index(first), rows[first].place
+                accepting = [request.accepting[place + ahead] for ahead in range(count)]
+                chances = [request.chooser.chances[place + ahead] for ahead in range(count)]
+                given = accepted(shares[start : start + count], proposal, accepting, chances)
+                chosen = [told(token, rows[first + ahead], asked.get(start + ahead)) for ahead, token in enumerate(given)]
+            found.append(chosen)
+        return found
 
     def _take(self, request: _Request, chosen: Chosen) -> None:
         """A token was chosen: it goes out, and perhaps it is the last."""
+        if chosen.error is not None:
+            self._break_off(request, chosen.error)
+            return
         if chosen.token in self._ends:
             self._end(request, "stop")
             return
-        if request.chooser.matcher is not None:
-            request.chooser.matcher.advance(chosen.token)
+        matcher = request.chooser.matcher
+        if matcher is not None:
+            try:
+                matcher.advance(chosen.token)
+            except UsageError as error:
+                self._break_off(request, error)
+                return
         with self._lock:
             request.ids.append(chosen.token)
             self._totals["generated"] += 1
@@ -336,6 +445,8 @@ class Engine:
         self._tell(request, ReplyEvent(text, chosen.token, logprob=chosen.logprob, alternatives=chosen.alternatives))
         if stopped:
             self._end(request, "stop", flush=False)
+        elif matcher is not None and matcher.finished:
+            self._end(request, "stop")
         elif len(request.ids) - request.chooser.past.prompt >= request.limit:
             self._end(request, "length")
 
@@ -370,17 +481,19 @@ class Engine:
     def _fail(self, step: Step, error: Exception) -> None:
         LOG.error("a step of the engine failed: %r", error, exc_info=error)
         for job, _ in step.work:
-            assert isinstance(job, _Request)
-            if not job.ended:
-                job.error = error
-                self._totals["failed"] += 1
-                self._end(job, "error", flush=False, keep=False)
+            self._break_off(cast(_Request, job), error)
+
+    def _break_off(self, request: _Request, error: Exception) -> None:
+        if not request.ended:
+            request.error = error
+            self._totals["failed"] += 1
+            self._end(request, "error", flush=False, keep=False)
 
     def _count(self, step: Step) -> None:
         self._totals["steps"] += 1
         for job, _ in step.work:
-            assert isinstance(job, _Request)
-            if not job.started:
-                job.started = True
-                self._totals["prompt"] += job.chooser.past.prompt
-                self._totals["prefix_hits"] += job.shared
+            request = cast(_Request, job)
+            if not request.started:
+                request.started = True
+                self._totals["prompt"] += request.chooser.past.prompt
+                self._totals["prefix_hits"] += request.shared
