@@ -92,10 +92,7 @@ class Bench:
         """The same numbers as a file for llama.cpp, matrices in `kind`; written once."""
         path = self.folder / f"{kind}.gguf"
         if not path.exists():
-            source = self._source()
-            if kind == "F32":
-                return source
-            _requantise(source, kind, path)
+            _requantise(self._source(), kind, path)
         return path
 
     def _source(self) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from chattune.generate.native.runner import native_reason
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -107,3 +110,27 @@ def test_a_peer_is_meant_by_its_whole_name_or_by_the_beginning_of_several() -> N
     peers = ["chattune", "chattune, compiled", "Trainer, default", "Trainer, bf16"]
     assert [name for name in peers if _common._means("chattune", name, peers)] == ["chattune"]
     assert [name for name in peers if _common._means("Trainer", name, peers)] == ["Trainer, default", "Trainer, bf16"]
+
+
+def test_every_peer_of_the_decoding_benchmark_decodes(tmp_path: Path) -> None:
+    import decode
+
+    bench = decode.Bench(decode.Shape(layers=2, width=64, heads=2, hidden=96, vocabulary=300), tmp_path, prompt=16, new=4)
+    peers = {
+        "chattune float32": lambda: decode.ours(bench, "float32", True), "chattune int4": lambda: decode.ours(bench, "int4", True),
+        "chattune float32, PyTorch": lambda: decode.ours(bench, "float32", False),
+        "transformers float32": lambda: decode.transformers(bench, "float32"),
+        "llama.cpp Q4_0": lambda: decode.llama_cpp(bench, "Q4_0"),
+    }  # fmt: skip
+    if native_reason(bench.model()) is not None:
+        del peers["chattune float32"], peers["chattune int4"]
+    if find_spec("xllamacpp") is None:
+        del peers["llama.cpp Q4_0"]
+    found = {name: [measure()] for name, measure in peers.items()}
+    for runs in found.values():
+        assert runs[0].work == [16, 3, 24]
+        assert min(runs[0].seconds) > 0
+    lines = list(decode.lines("tiny", found))
+    assert {line.bench.split(", ")[1] for line in lines} == set(decode.WORKS)
+    if len(found) == 5:
+        assert any(line.peer == "llama.cpp Q4_0" and line.bar == 1.3 for line in lines)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import chatterbot_corpus
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from chattune.core.errors import UsageError
 from chattune.generate.native import build
@@ -128,6 +130,17 @@ def test_results_are_the_same_to_the_bit_however_the_work_is_cut(weights: Weight
 
 
 @needs_compiler
+def test_threads_of_its_own_compute_the_same_as_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = fresh(), ids_of(SLOTS)
+    wanted = whole(native_runner(model, slots=SLOTS, length=LENGTH, threads=2), ids)
+    monkeypatch.setattr(native, "_threads_of_torch", lambda: (None, None))
+    for threads in (1, 2, 3):
+        runner = native_runner(model, slots=SLOTS, length=LENGTH, threads=threads)
+        assert torch.equal(whole(runner, ids), wanted)
+        del runner  # ends its threads
+
+
+@needs_compiler
 @pytest.mark.requirement("R200")
 def test_only_the_logits_that_were_asked_for_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = fresh(), ids_of(3)
@@ -175,6 +188,8 @@ def test_ids_places_and_slots_beyond_their_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="slot"):
         runner.copy(0, 2, 1)
     assert runner.forward([]).shape == (0, VOCABULARY)
+    with pytest.raises(UsageError, match="cannot be kept in 'int3'"):
+        native_runner(fresh(), slots=1, length=8, weights="int3")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="learned positions"):
         native_runner(fresh(positions="learned", kv_heads=6), slots=1, length=LENGTH + 1)
 
@@ -242,6 +257,34 @@ def test_a_library_that_computes_something_else_is_found_out(monkeypatch: pytest
     assert all(native._agrees(weights) for weights in WEIGHTS)
     monkeypatch.setattr(native, "rounded_activations", lambda x: x * 1.05)
     assert [native._agrees(weights) for weights in WEIGHTS] == [True, True, False, False]
+
+
+@needs_compiler
+@pytest.mark.requirement("R192", "R193")
+def test_on_a_trained_model_int8_and_int4_cost_next_to_nothing() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in sorted(Path(chatterbot_corpus.__file__).parent.glob("data/english/*.yml")))
+    ids = torch.tensor(list(text.encode("ascii", "ignore"))[: 1 << 17])
+    model = GPT(layers=2, width=128, heads=2, context=64).build(128, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    random = torch.Generator().manual_seed(0)
+    held_out = ids[-64 * 129 :].view(-1, 129)[:, :65]
+    for _ in range(150):
+        starts = torch.randint(len(ids) - held_out.numel() * 2 - 65, (20, 1), generator=random)
+        rows = ids[starts + torch.arange(65)]
+        optimizer.zero_grad()
+        cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def loss(weights: Weights) -> float:
+        runner = native_runner(model.eval(), slots=len(held_out), length=64, weights=weights)
+        logits = runner.forward([Piece(row, 0, each[:-1].tolist(), every=True) for row, each in enumerate(held_out)])
+        return float(cross_entropy(logits, held_out[:, 1:].flatten()))
+
+    wide = loss("float32")
+    assert wide < 2.7  # of 3.1 that single letters give: something was learnt
+    assert loss("bfloat16") - wide < 0.005
+    assert loss("int8") - wide < 0.005
+    assert loss("int4") - wide < 0.03
 
 
 @pytest.mark.requirement("R192", "R193")

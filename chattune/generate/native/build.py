@@ -43,8 +43,9 @@ def library() -> tuple[ctypes.CDLL | None, str]:
             return None, trouble
         return ctypes.CDLL(str(path)), ""
     except subprocess.SubprocessError as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} cannot build the step: {said.strip().splitlines()[0]}"
+        said = getattr(error, "stderr", None)
+        words = (said if isinstance(said, str) else "").strip().splitlines() or [str(error)]
+        return None, f"{compiler} cannot build the step: {words[0]}"
     except (OSError, RuntimeError) as error:  # no home, no room, no right to write or to load
         return None, f"the compiled step cannot be kept or loaded: {error}"
 

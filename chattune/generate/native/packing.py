@@ -1,7 +1,7 @@
 """Weight formats of the compiled step: how matrices are rounded, and how they lie in memory. `dequantised` is their oracle.
 
 A tile holds 16 outputs side by side for each input, so that a register's lanes are outputs. int8 has one scale for each output; int4
-one for each output and group of 64 inputs, kept in bfloat16 in front of which the numbers were chosen.
+one for each output and group of 64 inputs, itself rounded to bfloat16 before the numbers are chosen.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattune.core.errors import UsageError
+from chattune.core.errors import UsageError, did_you_mean
 from chattune.generate.native.build import library
 from chattune.generate.native.packing import WEIGHTS, Packed, Weights, dequantised, pack, rounded_activations
 from chattune.generate.runner import Piece
@@ -64,7 +64,7 @@ class _Shape(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in (
             "embedding", "position", "cosines", "sines", "local_cosines", "local_sines", "layer",
         )),
-        ("norm", _Norm), ("table", _Matrix),
+        ("norm", _Norm), ("table", _Matrix), ("parallel", ctypes.c_void_p), ("together", ctypes.c_void_p),
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ class NativeRunner:
             f.positions == "rotary", f.head**-0.5 if f.attention_scale is None else f.attention_scale, f.attention_softcap or 0.0,
             f.logit_softcap or 0.0, f.embedding_scale, self._floats(model.embedding.weight),
             None if position is None else self._floats(position.weight), cosines, sines, *local, ctypes.cast(layers, ctypes.c_void_p),
-            self._norm(model.norm), self._matrix(table, None),
+            self._norm(model.norm), self._matrix(table, None), *_threads_of_torch(),
         )  # fmt: skip
 
     def _layer(self, block: _Block, window: int | None) -> _Layer:
@@ -218,6 +218,11 @@ def native_runner(
     `UsageError` with the reason where the model, the processor or the machine has no compiled step (`native_reason`), and where
     learned positions end before `length`. Weights are copied: what the model learns later is not seen.
     """
+    if weights not in WEIGHTS:
+        raise UsageError(
+            f"weights cannot be kept in '{weights}'.", path="weights", value=weights, rule=", ".join(WEIGHTS),
+            hint=did_you_mean(weights, WEIGHTS),
+        )  # fmt: skip
     if (reason := native_reason(model)) is not None:
         raise UsageError(f"{reason}.", path="native", rule="a model and a machine that have a compiled step", hint="Use native=False.")
     assert isinstance(model, GPTModel)
@@ -297,6 +302,16 @@ def _agrees(weights: Weights) -> bool:
     limit = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 1e-2, "int4": 1e-2}[weights]
     off = torch.cat(found, 1) - wanted
     return bool(off.square().mean().sqrt() < limit * wanted.square().mean().sqrt())
+
+
+def _threads_of_torch() -> tuple[int | None, int | None]:
+    """Where PyTorch's OpenMP begins a parallel region and counts its threads; none where it has another pool."""
+    try:
+        loaded = ctypes.CDLL(None)
+        found = (loaded.GOMP_parallel, loaded.omp_get_num_threads)
+    except (OSError, AttributeError):
+        return None, None
+    return ctypes.cast(found[0], ctypes.c_void_p).value, ctypes.cast(found[1], ctypes.c_void_p).value
 
 
 def _side_by_side(weight: Tensor) -> Tensor:

@@ -84,6 +84,9 @@ struct Shape {
     const Layer* layer;
     Norm norm;
     Matrix table;
+    // The threads of PyTorch's own OpenMP, where it has them: its GOMP_parallel(work, data, threads, flags) and omp_get_num_threads().
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+    int (*together)(void);
 };
 
 }  // extern "C"
@@ -209,10 +212,10 @@ inline void pause_a_little() {
 // All threads run the whole step and meet at barriers; the last to arrive may do what one thread does alone. Who waits first spins,
 // then gives its core away: the cores may be shared.
 struct Team {
-    int size = 1;
-    std::atomic<int> arrived{0}, round{0}, next{0};
+    std::atomic<int> size{1}, arrived{0}, round{0}, next{0};
 
     template <class F> void meet(F alone) {
+        const int size = this->size.load(std::memory_order_relaxed);
         if (size == 1) {
             alone();
             next.store(0, std::memory_order_relaxed);
@@ -623,6 +626,7 @@ struct Decoder {
     std::vector<Room> scratch;
 
     Team team;
+    std::atomic<int> entered{0};
     std::vector<std::thread> workers;
     std::mutex lock;
     std::condition_variable wake;
@@ -645,7 +649,7 @@ struct Decoder {
         values = mapped(cache_bytes);
         owner = getpid();
         scratch.resize(std::max(1, s.threads));
-        for (int t = 1; t < s.threads; t++) workers.emplace_back([this, t] { serve(t); });
+        for (int t = 1; t < s.threads && !s.parallel; t++) workers.emplace_back([this, t] { serve(t); });
     }
 
     ~Decoder() {
@@ -692,6 +696,13 @@ struct Decoder {
     void run() {
         // A forked child has no workers.
         team.size = getpid() == owner ? s.threads : 1;
+        if (team.size > 1 && s.parallel) {
+            // PyTorch's threads spin for some milliseconds after each of its own operations, as those on the logits between two steps:
+            // others beside them would have half a core.
+            entered = 0;
+            s.parallel([](void* self) { ((Decoder*)self)->enter(); }, this, (unsigned)s.threads, 0);
+            return;
+        }
         if (team.size > 1) {
             {
                 std::lock_guard<std::mutex> hold(lock);
@@ -700,6 +711,11 @@ struct Decoder {
             wake.notify_all();
         }
         compute(0);
+    }
+
+    void enter() {
+        team.size.store(s.together(), std::memory_order_relaxed);  // the same for all of them, at most what was asked for
+        compute(entered.fetch_add(1));
     }
 
     template <class C> C* key_block(int slot, int layer, int kv) const { return (C*)keys + ((((long)slot * s.layers + layer) * s.kv + kv) * length) * head; }
