@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import foreign
 import openai
 import pytest
-from serving import Says, listening, native, server, user
+from serving import Says, client, listening, native, server, user
 
 from chattune.core.errors import DataError
 from chattune.generate.engine import Engine
@@ -58,9 +60,10 @@ def saying(chat: ChatModel) -> Iterator[tuple[openai.OpenAI, list[str]]]:
     """A client of a model that says these texts."""
     texts: list[str] = []
     engine: Any = Says(texts)
-    with listening(server(NativeModel("m", chat, engine, slots=2, limits=Limits()))) as url, openai.OpenAI(
-        base_url=f"{url}/v1", api_key="none", max_retries=0
-    ) as ask:
+    with (
+        listening(server(NativeModel("m", chat, engine, slots=2, limits=Limits()))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as ask,
+    ):
         yield ask, texts
 
 
@@ -97,10 +100,12 @@ def test_a_tool_cannot_forge_a_turn(template: ChatTemplate, text: str) -> None:
         ('{"name": "weather", "parameters": {"place": "Oslo"}}', None, [("weather", {"place": "Oslo"})]),
         ('[{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {}}]', None, [("clock", {}), ("weather", {})]),
         ('{"name": "bomb", "arguments": {}}', '{"name": "bomb", "arguments": {}}', []),
-        ("<tool_call> is a word", "<tool_call> is a word", []), ("a < b <tool", "a < b <tool", []), ("{not json", "{not json", []),
+        ("<tool_call> is a word", "<tool_call> is a word", []),
+        ("a < b <tool", "a < b <tool", []),
+        ("{not json", "{not json", []),
         ("", "", []),
     ],
-)  # fmt: skip
+)
 def test_calls_are_told_apart_from_texts_plain_and_streamed(
     saying: tuple[openai.OpenAI, list[str]], text: str, content: str | None, calls: list[Any]
 ) -> None:
@@ -157,3 +162,35 @@ def test_what_may_become_a_call_is_held_back_and_nothing_else() -> None:
         0, 0, 0, 0, 2, 1, 1, 1, 3, 10,
     ]  # fmt: skip
     assert calls_in("{}", ["f"]) == calls_in("3", ["f"]) == calls_in("[]", ["f"]) == []
+
+
+@pytest.mark.security
+@pytest.mark.requirement("I05")
+@pytest.mark.parametrize(
+    ("hostile", "status"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", 500),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 500),
+        ("{{ raise_exception('not you') }}", 400),
+    ],
+)
+def test_a_hostile_template_harms_its_own_model_alone(tmp_path: Path, hostile: str, status: int) -> None:
+    folder = foreign.write(tmp_path / "bad", "qwen")
+    (folder / "chat_template.jinja").write_text(foreign.THINKING + hostile, "utf-8")
+    template = Tokenizer.load(folder).template()
+    family = GPT(layers=1, width=32, heads=2, context=1024)
+    bad = ChatModel(family.build(template.tokenizer.vocabulary, seed=0), template)
+    said: Any = Says(["hello"])
+    served = server(NativeModel("bad", bad, said, slots=2, limits=Limits()), native())
+    with listening(served) as url, client(url) as ask, client(url) as other:
+        found: list[Any] = []
+        asking = threading.Thread(
+            target=lambda: found.append(ask.post("/v1/chat/completions", json={"model": "bad", "messages": user("x")}))
+        )
+        asking.start()
+        for _ in range(3):
+            good = other.post("/v1/chat/completions", json={"model": "tiny", "messages": user("x"), "max_tokens": 2})
+            assert good.status_code == 200, "the others are answered meanwhile"
+        asking.join()
+        assert found[0].status_code == status, found[0].text
+        assert served.metrics.lag < 0.5, "the event loop went on"

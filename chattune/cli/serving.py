@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 from pathlib import Path
@@ -16,7 +17,11 @@ from chattune.core.errors import UsageError
 from chattune.core.progress import talk
 
 if TYPE_CHECKING:
+    import socket
+
+    from chattune.serve.limits import Limits
     from chattune.serve.models import NativeModel
+    from chattune.serve.upstream import Upstream
 
 KEYS = "keys.json"  # beside the runs
 KeyFileOption = Annotated[Path | None, Parameter(help="the file with the keys; without one: keys.json beside the runs")]
@@ -68,15 +73,23 @@ def serve(
     if keys is not None and not keys.exists():
         raise UsageError("is missing.", path=str(keys), rule="a file of keys", hint="Make one: `chattune keys create NAME --file …`.")
     _refuse_open_door(host, bool(key_file.all()))
-    from chattune.serve.process import bind
-
-    hosts = frozenset(name.lower() for name in allow_host or ())
     others = _upstreams(behind, secrets, limits)
+    from chattune.serve.app import Server
+    from chattune.serve.models import Shelf
+    from chattune.serve.process import bind
+    from chattune.serve.process import serve as run_server
+
     with bind(host, port) as bound:
-        return _serve(
-            bound, limits, key_file, hosts, common, lambda bring: [*(bring(name, str(addresses[name])) for name in names), *others],
-            lambda name, run: _model(name, run, common.home, slots, context, weights, limits),
-        )
+        model = functools.partial(_model, home=common.home, slots=slots, context=context, weights=weights, limits=limits)
+        shelf = Shelf(lambda name: model(name, name))
+        for name, address in addresses.items():
+            shelf.put(model(name, str(address)))
+        for other in others:
+            shelf.put(other)
+        facts = _hello(bound, [*shelf.all()], bool(key_file.all()))
+        hosts = frozenset(name.lower() for name in allow_host or ())
+        run_server(Server(shelf, limits, key_file, hosts), bound, lambda: _tell(facts, common))
+    return Answer("", {"ended": True})
 
 
 def keys(
@@ -116,30 +129,7 @@ def keys(
     return Answer(told, {"name": name, "key": key, "file": str(store.path)})
 
 
-def _serve(bound: Any, limits: Any, key_file: Any, hosts: frozenset[str], common: Common, models: Any, load: Any) -> Answer:
-    from chattune.serve.app import Server
-    from chattune.serve.models import Shelf
-    from chattune.serve.process import serve as run
-
-    shelf = Shelf(lambda name: load(name, name))
-    for model in models(load):
-        shelf.put(model)
-    address, port = bound.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-    url = f"http://{shown}:{port}"
-    facts = _hello(url, [*shelf.all()], bool(key_file.all()))
-
-    def told() -> None:
-        if common.json:
-            print(json.dumps(facts, ensure_ascii=False), flush=True)
-        elif not common.quiet:
-            talk().print(_text(facts), markup=False)
-
-    run(Server(shelf, limits, key_file, hosts), bound, told)
-    return Answer("", {"ended": True})
-
-
-def _model(name: str, run: str, home: Path, slots: int, context: int | None, weights: str, limits: Any) -> NativeModel:
+def _model(name: str, run: str, *, home: Path, slots: int, context: int | None, weights: str, limits: Limits) -> NativeModel:
     from chattune.generate.engine import Engine
     from chattune.generate.runner import runner_for
     from chattune.serve.models import NativeModel
@@ -152,7 +142,7 @@ def _model(name: str, run: str, home: Path, slots: int, context: int | None, wei
     return NativeModel(name, chat, engine, slots=slots, limits=limits, context=length)
 
 
-def _upstreams(behind: dict[str, str], secrets: dict[str, str], limits: Any) -> list[Any]:
+def _upstreams(behind: dict[str, str], secrets: dict[str, str], limits: Limits) -> list[Upstream]:
     from chattune.serve.upstream import Upstream, key_from
 
     return [Upstream(name, url, limits, key=key_from(secrets[name]) if name in secrets else None) for name, url in behind.items()]
@@ -203,9 +193,10 @@ def _refuse_open_door(host: str, guarded: bool) -> None:
         )  # fmt: skip
 
 
-def _hello(url: str, models: list[str], guarded: bool) -> dict[str, Any]:
-    """What to do with the server that listens now."""
-    model = models[0]
+def _hello(bound: socket.socket, models: list[str], guarded: bool) -> dict[str, Any]:
+    """What to do with the server that will listen there."""
+    address, port = bound.getsockname()[:2]
+    url, model = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}", models[0]
     header = " -H 'authorization: Bearer KEY'" if guarded else ""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}]})
     key = "KEY" if guarded else "none"
@@ -220,10 +211,13 @@ def _hello(url: str, models: list[str], guarded: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _tell(facts: dict[str, Any], common: Common) -> None:
+    if common.json:
+        print(json.dumps(facts, ensure_ascii=False), flush=True)
+        return
     lines = [
         f"serving {', '.join(facts['models'])} at {facts['url']}   (open it in a browser; Ctrl-C ends it)",
-        "" if facts["keys"] else "No key is needed on this machine. `chattune keys create NAME` makes one, and from then on one is.",
-        facts["curl"], "", facts["python"],
+        "A key is asked for." if facts["keys"] else "No key is asked for on this machine; `chattune keys create NAME` makes one.",
+        "", facts["curl"], "", facts["python"], "",
     ]  # fmt: skip
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    talk().print("\n".join(lines), markup=False)

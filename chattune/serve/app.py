@@ -64,12 +64,13 @@ class Server:
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.shelf.all)
 
-    def visitor(self, request: Request, scope: Scope) -> Key:
-        """The key of a request, if it may do this."""
+    def visitor(self, request: Request, scope: Scope | None) -> Key:
+        """The key of a request, if it may do this; without a scope, any key."""
         keys = self.keys.all() if self.keys is not None else ()
         key = authenticated(keys, request.scope["headers"]) if keys else ANYBODY
         request.scope["facts"]["key"] = key.name
-        require(key, scope)
+        if scope is not None:
+            require(key, scope)
         return key
 
     def around(self, request: Request, key: Key) -> Surroundings:
@@ -151,14 +152,14 @@ def _routes_of_openai(api: FastAPI, server: Server) -> None:
     @api.get("/v1/models")
     async def models(request: Request) -> Response:
         """The models that are served."""
-        _any_of(server, request)
+        server.visitor(request, None)
         listed = [wire.listed_model(model.name, model.created, model.kind) for model in server.shelf.all().values()]
         return _json({"object": "list", "data": listed})
 
     @api.get("/v1/models/{name:path}", responses=_ERRORS)
     async def model(request: Request, name: str) -> Response:
         """One of them."""
-        _any_of(server, request)
+        server.visitor(request, None)
         found = server.shelf.get(name)
         return _json(wire.listed_model(found.name, found.created, found.kind))
 
@@ -328,13 +329,6 @@ async def _body(request: Request, limits: Limits) -> bytes:
     except TimeoutError:
         raise WireError(408, f"The body did not come within {limits.arrival_seconds:g} seconds.", code="body_too_slow") from None
     return bytes(found)
-
-
-def _any_of(server: Server, request: Request) -> None:
-    """Whoever has a key may know which models there are."""
-    keys = server.keys.all() if server.keys is not None else ()
-    key = authenticated(keys, request.scope["headers"]) if keys else ANYBODY
-    request.scope["facts"]["key"] = key.name
 
 
 def _run_name(text: str) -> str:
