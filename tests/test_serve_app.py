@@ -497,3 +497,24 @@ def test_a_trained_run_is_served_from_the_command_line_until_a_signal(told: Any)
     assert child.returncode == 0, log
     assert json.loads(out.splitlines()[-1]) == {"ended": True}
     assert "apples" not in log and '"route": "/v1/chat/completions"' in log
+
+
+@pytest.mark.requirement("S3", "I18")
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_real_engine_stops_for_who_has_gone(stream: bool) -> None:
+    model = native(context=4096, slots=2)
+    with listening(server(model)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as line:
+            asked = {"model": "tiny", "messages": user("who"), "max_tokens": 4000, "min_tokens": 4000, "stream": stream}
+            body = json.dumps(asked).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            line.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            end = time.monotonic() + 10
+            while model.engine.load().generated_total < 5 and time.monotonic() < end:
+                time.sleep(0.001)
+        end = time.monotonic() + 0.5
+        while model.engine.load().running and time.monotonic() < end:
+            time.sleep(0.001)
+        load = model.engine.load()
+        assert (load.running, load.waiting, load.cancelled_total) == (0, 0, 1)
+        assert 5 <= load.generated_total < 2000, "far from the end"
