@@ -249,7 +249,6 @@ def test_logs_and_figures_hold_no_prompts_answers_or_keys(tmp_path: Path, caplog
     model.engine.close()
 
 
-@pytest.mark.requirement("R202")
 def test_figures_follow_what_happened(app: Front) -> None:
     before = figures(app)
     call(app, "POST", "/v1/chat/completions", chat())
@@ -469,7 +468,7 @@ def test_mistakes_at_the_start_are_told_before_a_model_is_loaded(tmp_path: Path,
             assert said in capsys.readouterr().err, words
 
 
-@pytest.mark.requirement("S4", "R200")
+@pytest.mark.requirement("S4")
 def test_a_trained_run_is_served_from_the_command_line_until_a_signal(told: Any) -> None:
     home = told.run.parent
     words = [sys.executable, "-m", "chattune.cli", "serve", "first", "--port", "0", "--home", str(home), "--json", "--slots", "2"]

@@ -155,7 +155,6 @@ def bearer(value: bytes) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.security
-@pytest.mark.requirement("R210")
 def test_a_key_is_shown_once_and_its_file_holds_a_digest_for_its_owner_only(keys: KeyFile) -> None:
     secret = keys.create("anna", ("chat",), requests=5, tokens=100)
     assert secret.encode() not in keys.path.read_bytes()
