@@ -1,7 +1,8 @@
 """Weight formats of the compiled step: how matrices are rounded, and how they lie in memory. `dequantised` is their oracle.
 
 A tile holds 16 outputs side by side for each input, so that a register's lanes are outputs. int8 has one scale for each output; int4
-one for each output and group of 64 inputs, itself rounded to bfloat16 before the numbers are chosen.
+a scale and a least number for each output and 32 inputs, rounded to bfloat16 before the whole numbers are chosen: 5 bits a weight.
+The head stays in int8 beside int4, which costs it nearly as much as all other matrices together.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from chattune.models.language_model import LanguageModel
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
-TILE, GROUP = 16, 64
+TILE, GROUP, PART = 16, 64, 32  # outputs and inputs of a block; inputs that are rounded together
 _MULTIPLE: dict[Weights, int] = {"float32": 1, "bfloat16": 2, "int8": GROUP, "int4": GROUP}  # that inputs are filled up to
-# By what the largest number of a group is divided: -8 is the end of the range that reaches further. Others than 8 clip it or leave
-# room, which pays where few numbers of the group are large.
-_LEVELS = (6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.5)
+# Shares of a part's span that the sixteen steps cover: less than all of it clips few numbers and serves the others better.
+_SPANS = (1.0, 0.95, 0.9, 0.85, 0.8)
 _CHUNK = 1 << 17  # numbers that are rounded at a time: they stay in the second cache
 Model = TypeVar("Model", bound=LanguageModel)
 
@@ -39,6 +39,20 @@ class Packed:
     tiles: int
 
 
+@dataclass(frozen=True)
+class Int4:
+    """``weight ≈ whole · scale + least``: `whole` (outputs, parts, 32) from 0 to 15, the others (outputs, parts) in bfloat16."""
+
+    whole: Tensor
+    scale: Tensor
+    least: Tensor
+
+
+def of_head(weights: Weights) -> Weights:
+    """The format of the output head where the other matrices are in `weights`."""
+    return "int8" if weights == "int4" else weights
+
+
 def pack(weight: Tensor, weights: Weights) -> Packed:
     """(outputs, inputs) → tiles. Outputs are filled up to whole tiles with zeros."""
     outputs, inputs = weight.shape
@@ -53,18 +67,18 @@ def pack(weight: Tensor, weights: Weights) -> Packed:
         whole, scale = rounded_to_int8(weight)
         data = whole.view(tiles, TILE, inputs // 4, 4).transpose(1, 2).contiguous()
     else:
-        data = _pack_int4(*rounded_to_int4(weight), tiles)
+        data = _pack_int4(rounded_to_int4(weight), tiles)
     return Packed(weights, data.view(torch.uint8), scale, inputs, tiles)
 
 
-def _pack_int4(whole: Tensor, scale: Tensor, tiles: int) -> Tensor:
-    """(outputs, groups, 64) from -8 to 7 and bfloat16 (outputs, groups) → (tiles, groups, 544) bytes: inputs j·4 + i and 32 + j·4 + i
-    of a group share a byte, the first in its lower half; the scales of the 16 outputs follow."""
-    groups = whole.shape[1]
-    nibbles = (whole + 8).to(torch.uint8).view(tiles, TILE, groups, 2, 8, 4)
+def _pack_int4(rounded: Int4, tiles: int) -> Tensor:
+    """(tiles, groups, 640) bytes: inputs j·4 + i and 32 + j·4 + i of 64 share a byte, the first in its lower half; the scales of the
+    16 outputs follow, for either half, then their least numbers."""
+    groups = rounded.whole.shape[1] // 2
+    nibbles = rounded.whole.to(torch.uint8).view(tiles, TILE, groups, 2, 8, 4)
     both = (nibbles[:, :, :, 0] | nibbles[:, :, :, 1] << 4).permute(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
-    scales = scale.view(tiles, TILE, groups).transpose(1, 2).contiguous().view(torch.uint8)
-    return torch.cat((both, scales), dim=2)
+    sides = (side.view(tiles, TILE, groups, 2).permute(0, 2, 3, 1).flatten(2).contiguous() for side in (rounded.scale, rounded.least))
+    return torch.cat((both, *(side.view(torch.uint8) for side in sides)), dim=2)
 
 
 def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,40 +88,32 @@ def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8), scale
 
 
-def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 (outputs, groups, 64) of whole numbers from -8 to 7 and bfloat16 scales (outputs, groups): ``weight ≈ whole · scale``.
-
-    The scale of a group is that of several with the least squared error, then fitted to the whole numbers that it gave.
-    """
+def rounded_to_int4(weight: Tensor) -> Int4:
+    """Of (outputs, inputs), inputs a multiple of 32. The span of a part is that of several with the least squared error."""
     outputs, inputs = weight.shape
-    rows = max(1, _CHUNK // inputs)
-    groups = [_int4(piece.reshape(-1, GROUP)) for piece in torch.split(weight, rows)]
-    whole = torch.cat([piece for piece, _ in groups]).view(outputs, -1, GROUP)
-    return whole, torch.cat([scale for _, scale in groups]).view(outputs, -1)
+    pieces = [_int4(piece.reshape(-1, PART)) for piece in torch.split(weight, max(1, _CHUNK // inputs))]
+    whole, scale, least = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return Int4(whole.view(outputs, -1, PART), scale.view(outputs, -1), least.view(outputs, -1))
 
 
-def _int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, 64) → whole numbers and bfloat16 scales (n,)."""
-    extreme = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0]
-    best, error = torch.zeros_like(extreme), torch.full_like(extreme, torch.inf)
-
-    def tried(scale: Tensor) -> None:
-        scale = scale.bfloat16().float()
-        missed = (groups - _whole(groups, scale) * scale[:, None]).square().sum(1)
+def _int4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, 32) → whole numbers, scales (n,) and least numbers (n,)."""
+    low, high = groups.amin(1), groups.amax(1)
+    middle, half = (high + low) / 2, (high - low) / 2
+    scale, least = torch.zeros_like(half), torch.zeros_like(half)
+    error = torch.full_like(half, torch.inf)
+    for share in _SPANS:
+        step, start = (half * (share * 2 / 15)).bfloat16().float(), (middle - half * share).bfloat16().float()
+        missed = (groups - _numbers(groups, step, start) * step[:, None] - start[:, None]).square().sum(1)
         better = missed < error
-        torch.where(better, scale, best, out=best)
-        torch.where(better, missed, error, out=error)
-
-    for level in _LEVELS:
-        tried(extreme / -level)
-    whole = _whole(groups, best)
-    tried((groups * whole).sum(1) / whole.square().sum(1).clamp_min(1e-30))
-    return _whole(groups, best), best.bfloat16()
+        scale, least = torch.where(better, step, scale), torch.where(better, start, least)
+        error = torch.where(better, missed, error)
+    return _numbers(groups, scale, least), scale.bfloat16(), least.bfloat16()
 
 
-def _whole(groups: Tensor, scale: Tensor) -> Tensor:
+def _numbers(groups: Tensor, scale: Tensor, least: Tensor) -> Tensor:
     inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    return (groups * inverse[:, None]).round_().clamp_(-8, 7)
+    return ((groups - least[:, None]) * inverse[:, None]).round_().clamp_(0, 15)
 
 
 def rounded(weight: Tensor, weights: Weights) -> Tensor:
@@ -121,14 +127,14 @@ def rounded(weight: Tensor, weights: Weights) -> Tensor:
     if weights == "int8":
         whole, scale = rounded_to_int8(weight)
         return whole.float() * scale[:, None]
-    numbers, scales = rounded_to_int4(F.pad(weight, (0, -inputs % GROUP)))
-    return (numbers * scales.float()[:, :, None]).view(outputs, -1)[:, :inputs]
+    found = rounded_to_int4(F.pad(weight, (0, -inputs % GROUP)))
+    return (found.whole * found.scale.float()[:, :, None] + found.least.float()[:, :, None]).view(outputs, -1)[:, :inputs]
 
 
 def rounded_activations(x: Tensor) -> Tensor:
-    """(…, inputs) rounded to int8 by groups of 64, as before every product with an integer matrix."""
+    """(…, inputs) rounded to int8 by parts of 32, as before every product with an integer matrix."""
     inputs = x.shape[-1]
-    groups = F.pad(x, (0, -inputs % GROUP)).reshape(*x.shape[:-1], -1, GROUP)
+    groups = F.pad(x, (0, -inputs % PART)).reshape(*x.shape[:-1], -1, PART)
     most = groups.abs().amax(-1, keepdim=True)
     whole: Tensor = (groups * (127 / most.clamp_min(1e-30))).round() * (most / 127)
     return whole.flatten(-2)[..., :inputs]
@@ -148,7 +154,7 @@ def dequantised(model: Model, weights: Weights) -> Model:
         head = Linear(table.shape[1], table.shape[0])
         head.weight.data = table.detach().clone()
         model.output = head
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Linear):
-            module.weight.data = rounded(module.weight, weights)
+            module.weight.data = rounded(module.weight, of_head(weights) if name == "output" else weights)
     return model

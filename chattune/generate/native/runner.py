@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chattune.core.errors import UsageError, did_you_mean
 from chattune.generate.native.build import library
-from chattune.generate.native.packing import WEIGHTS, Packed, Weights, dequantised, pack, rounded_activations
+from chattune.generate.native.packing import WEIGHTS, Packed, Weights, dequantised, of_head, pack, rounded_activations
 from chattune.generate.runner import Piece
 from chattune.models.families._gpt import GPTModel
 from chattune.models.families.gpt import GPT
@@ -154,7 +154,7 @@ class NativeRunner:
             f.positions == "rotary", f.head**-0.5 if f.attention_scale is None else f.attention_scale, f.attention_softcap or 0.0,
             f.logit_softcap or 0.0, f.embedding_scale, self._floats(model.embedding.weight),
             None if position is None else self._floats(position.weight), cosines, sines, *local, ctypes.cast(layers, ctypes.c_void_p),
-            self._norm(model.norm), self._matrix(table, None), *_threads_of_torch(),
+            self._norm(model.norm), self._matrix(table, None, of_head(self.weights)), *_threads_of_torch(),
         )  # fmt: skip
 
     def _layer(self, block: _Block, window: int | None) -> _Layer:
@@ -172,15 +172,15 @@ class NativeRunner:
             self._norm(attention.query_norm), self._norm(attention.key_norm), (window or 0) if attention.local else 0, attention.local,
         )  # fmt: skip
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None) -> _Matrix:
-        packed: Packed = pack(weight, self.weights)
+    def _matrix(self, weight: Tensor, bias: Tensor | None, weights: Weights | None = None) -> _Matrix:
+        packed: Packed = pack(weight, weights or self.weights)
         self._kept.append(packed.data)
         self.weight_bytes += packed.data.nbytes
         scale = None if packed.scale is None else self._floats(packed.scale)
         filled = None
         if bias is not None:
             filled = self._floats(nn.functional.pad(bias.detach().float(), (0, packed.tiles * 16 - len(bias))))
-        return _Matrix(packed.data.data_ptr(), scale, filled, WEIGHTS.index(self.weights), packed.inputs, packed.tiles)
+        return _Matrix(packed.data.data_ptr(), scale, filled, WEIGHTS.index(packed.weights), packed.inputs, packed.tiles)
 
     def _norm(self, norm: nn.Module | None) -> _Norm:
         if norm is None:

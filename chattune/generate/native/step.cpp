@@ -4,7 +4,7 @@
 // reply does not depend on what is decoded beside it, nor on the cuts of its prompt.
 //
 // Matrices lie in tiles of 16 outputs (see packing.py), so that sums stand in the lanes of registers and are never added across them.
-// Activations before an integer matrix are rounded to int8 by groups of 64. Of the cache, keys lie in blocks of 8 tokens, [head][8],
+// Activations before an integer matrix are rounded to int8 by parts of 32. Of the cache, keys lie in blocks of 8 tokens, [head][8],
 // so that scores stand in lanes, too; values as [token][head]. Intrinsics are used where the processor has them; vectors of the
 // compiler elsewhere.
 #include <algorithm>
@@ -30,7 +30,7 @@
 
 namespace {
 
-constexpr int TILE = 16, GROUP = 64, LANES = 8;
+constexpr int TILE = 16, GROUP = 64, PART = 32, LANES = 8;  // activations, and weights in int4, are rounded by halves of a group
 #if defined(__AVX512F__)
 constexpr int W = 16;
 #else
@@ -39,7 +39,7 @@ constexpr int W = 8;
 constexpr int FLOAT_ROWS = W == 16 ? 12 : 6, WHOLE_ROWS = 4, QUERIES = 4;  // rows that one pass over a tile serves
 constexpr int PANEL = 96;                                                   // rows whose activations stay in the second cache
 constexpr int WIDE = 16;                                                    // rows from which bfloat16 tiles are widened first
-constexpr int INT4_BLOCK = TILE * GROUP / 2 + TILE * 2;                     // bytes: sixteen rows of a group, and their scales
+constexpr int INT4_BLOCK = TILE * GROUP / 2 + TILE * 8;  // bytes: sixteen rows of a group, and for each half scales and least numbers
 
 typedef float vf __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(W * 4), aligned(4), may_alias));
@@ -308,11 +308,11 @@ inline void widen_tile(const uint8_t* w, int inputs, float* out) {
         }
 }
 
-// Rows of rounded activations: int8 numbers, a scale for each group, and scale times sum of the group.
+// Rows of rounded activations: int8 numbers, a scale for each part, and scale times sum of the part.
 struct Rounded {
     const int8_t* x;
     const float *scale, *sum;
-    long ld, groups;
+    long ld, parts;
 };
 
 inline int32_t four(const int8_t* x) {
@@ -324,20 +324,20 @@ inline int32_t four(const int8_t* x) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
 template <int R>
-inline void product_int8(const uint8_t* w, int groups, const float* scale, const Rounded& a, int row, float* out) {
+inline void product_int8(const uint8_t* w, int parts, const float* scale, const Rounded& a, int row, float* out) {
     __m512 sum[R];
     times<R>([&](auto r) INLINED { sum[r] = _mm512_setzero_ps(); });
     const __m512i flip = _mm512_set1_epi8((char)0x80);  // from signed to unsigned with 128 added, which is taken away below
-    for (int g = 0; g < groups; g++) {
+    for (int g = 0; g < parts; g++) {
         __m512i whole[R];
         times<R>([&](auto r) INLINED { whole[r] = _mm512_setzero_si512(); });
-        const int8_t* x = a.x + row * a.ld + g * GROUP;
-        for (int j = 0; j < 16; j++) {
-            const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + g * 1024 + j * 64), flip);
+        const int8_t* x = a.x + row * a.ld + g * PART;
+        for (int j = 0; j < 8; j++) {
+            const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + g * 512 + j * 64), flip);
             times<R>([&](auto r) INLINED { whole[r] = _mm512_dpbusd_epi32(whole[r], v, _mm512_set1_epi32(four(x + r * a.ld + j * 4))); });
         }
         times<R>([&](auto r) INLINED {
-            const long at = (row + r) * a.groups + g;
+            const long at = (row + r) * a.parts + g;
             const __m512 part = _mm512_fmsub_ps(_mm512_cvtepi32_ps(whole[r]), _mm512_set1_ps(a.scale[at]), _mm512_set1_ps(128.0f * a.sum[at]));
             sum[r] = _mm512_add_ps(sum[r], part);
         });
@@ -351,23 +351,27 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
     times<R>([&](auto r) INLINED { sum[r] = _mm512_setzero_ps(); });
     const __m512i low = _mm512_set1_epi8(15);
     for (int g = 0; g < groups; g++, w += INT4_BLOCK) {
-        __m512i whole[R];
-        times<R>([&](auto r) INLINED { whole[r] = _mm512_setzero_si512(); });
+        __m512i first[R], second[R];
+        times<R>([&](auto r) INLINED { first[r] = second[r] = _mm512_setzero_si512(); });
         const int8_t* x = a.x + row * a.ld + g * GROUP;
         for (int j = 0; j < 8; j++) {
             const __m512i v = _mm512_loadu_si512(w + j * 64);
             const __m512i lower = _mm512_and_si512(v, low), upper = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
             times<R>([&](auto r) INLINED {
-                whole[r] = _mm512_dpbusd_epi32(whole[r], lower, _mm512_set1_epi32(four(x + r * a.ld + j * 4)));
-                whole[r] = _mm512_dpbusd_epi32(whole[r], upper, _mm512_set1_epi32(four(x + r * a.ld + j * 4 + 32)));
+                first[r] = _mm512_dpbusd_epi32(first[r], lower, _mm512_set1_epi32(four(x + r * a.ld + j * 4)));
+                second[r] = _mm512_dpbusd_epi32(second[r], upper, _mm512_set1_epi32(four(x + r * a.ld + j * 4 + 32)));
             });
         }
-        const __m256i halves = _mm256_loadu_si256((const __m256i*)(w + 512));
-        const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+        const auto widened = [](const uint8_t* from) INLINED {
+            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
+        };
+        const __m512 scales[2] = {widened(w + 512), widened(w + 544)}, least[2] = {widened(w + 576), widened(w + 608)};
         times<R>([&](auto r) INLINED {
-            const long at = (row + r) * a.groups + g;
-            const __m512 part = _mm512_fmsub_ps(_mm512_cvtepi32_ps(whole[r]), _mm512_set1_ps(a.scale[at]), _mm512_set1_ps(8.0f * a.sum[at]));
-            sum[r] = _mm512_fmadd_ps(part, scale, sum[r]);
+            const long at = (row + r) * a.parts + g * 2;
+            sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(first[r]), _mm512_set1_ps(a.scale[at])), scales[0], sum[r]);
+            sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(second[r]), _mm512_set1_ps(a.scale[at + 1])), scales[1], sum[r]);
+            sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(a.sum[at]), least[0], sum[r]);
+            sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(a.sum[at + 1]), least[1], sum[r]);
         });
     }
     times<R>([&](auto r) INLINED { _mm512_storeu_ps(out + r * TILE, sum[r]); });
@@ -397,22 +401,22 @@ INLINED inline __m256i plus_fours(__m256i sum, __m256i size, __m256i w, __m256i 
 }
 
 template <int R>
-inline void product_int8(const uint8_t* w, int groups, const float* scale, const Rounded& a, int row, float* out) {
+inline void product_int8(const uint8_t* w, int parts, const float* scale, const Rounded& a, int row, float* out) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) {
         __m256 sum[R];
         times<R>([&](auto r) INLINED { sum[r] = _mm256_setzero_ps(); });
-        for (int g = 0; g < groups; g++) {
+        for (int g = 0; g < parts; g++) {
             __m256i whole[R];
             times<R>([&](auto r) INLINED { whole[r] = _mm256_setzero_si256(); });
-            const int8_t* x = a.x + row * a.ld + g * GROUP;
-            for (int j = 0; j < 16; j++) {
-                const __m256i v = _mm256_loadu_si256((const __m256i*)(w + g * 1024 + j * 64 + half * 32));
+            const int8_t* x = a.x + row * a.ld + g * PART;
+            for (int j = 0; j < 8; j++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i*)(w + g * 512 + j * 64 + half * 32));
                 const __m256i size = _mm256_abs_epi8(v);
                 times<R>([&](auto r) INLINED { whole[r] = plus_fours(whole[r], size, v, ones, x + r * a.ld + j * 4); });
             }
             times<R>([&](auto r) INLINED {
-                sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r]), _mm256_set1_ps(a.scale[(row + r) * a.groups + g]), sum[r]);
+                sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r]), _mm256_set1_ps(a.scale[(row + r) * a.parts + g]), sum[r]);
             });
         }
         times<R>([&](auto r) INLINED { _mm256_storeu_ps(out + r * TILE + half * 8, _mm256_mul_ps(sum[r], _mm256_loadu_ps(scale + half * 8))); });
@@ -438,13 +442,19 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
                     second[r] = plus_pairs(second[r], upper, x + r * a.ld + j * 4 + 32);
                 });
             }
-            const __m128i halves = _mm_loadu_si128((const __m128i*)(block + 512 + half * 16));
-            const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+            const auto widened = [&](int place) INLINED {
+                const __m128i halves = _mm_loadu_si128((const __m128i*)(block + place + half * 16));
+                return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+            };
+            const __m256 scales[2] = {widened(512), widened(544)}, least[2] = {widened(576), widened(608)};
             times<R>([&](auto r) INLINED {
-                const long at = (row + r) * a.groups + g;
-                const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(first[r], ones), _mm256_madd_epi16(second[r], ones));
-                const __m256 part = _mm256_fmsub_ps(_mm256_cvtepi32_ps(whole), _mm256_set1_ps(a.scale[at]), _mm256_set1_ps(8.0f * a.sum[at]));
-                sum[r] = _mm256_fmadd_ps(part, scale, sum[r]);
+                const long at = (row + r) * a.parts + g * 2;
+                const __m256 lower = _mm256_cvtepi32_ps(_mm256_madd_epi16(first[r], ones));
+                const __m256 upper = _mm256_cvtepi32_ps(_mm256_madd_epi16(second[r], ones));
+                sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(lower, _mm256_set1_ps(a.scale[at])), scales[0], sum[r]);
+                sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(upper, _mm256_set1_ps(a.scale[at + 1])), scales[1], sum[r]);
+                sum[r] = _mm256_fmadd_ps(_mm256_set1_ps(a.sum[at]), least[0], sum[r]);
+                sum[r] = _mm256_fmadd_ps(_mm256_set1_ps(a.sum[at + 1]), least[1], sum[r]);
             });
         }
         times<R>([&](auto r) INLINED { _mm256_storeu_ps(out + r * TILE + half * 8, sum[r]); });
@@ -454,17 +464,17 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
 #else
 
 template <int R>
-inline void product_int8(const uint8_t* w, int groups, const float* scale, const Rounded& a, int row, float* out) {
+inline void product_int8(const uint8_t* w, int parts, const float* scale, const Rounded& a, int row, float* out) {
     for (int r = 0; r < R; r++) {
         float sum[TILE] = {};
-        for (int g = 0; g < groups; g++) {
+        for (int g = 0; g < parts; g++) {
             int32_t whole[TILE] = {};
-            for (int j = 0; j < 16; j++) {
-                const int8_t *v = (const int8_t*)w + g * 1024 + j * 64, *x = a.x + (row + r) * a.ld + g * GROUP + j * 4;
+            for (int j = 0; j < 8; j++) {
+                const int8_t *v = (const int8_t*)w + g * 512 + j * 64, *x = a.x + (row + r) * a.ld + g * PART + j * 4;
                 for (int o = 0; o < TILE; o++)
                     for (int i = 0; i < 4; i++) whole[o] += (int32_t)v[o * 4 + i] * x[i];
             }
-            for (int o = 0; o < TILE; o++) sum[o] += whole[o] * a.scale[(row + r) * a.groups + g];
+            for (int o = 0; o < TILE; o++) sum[o] += whole[o] * a.scale[(row + r) * a.parts + g];
         }
         for (int o = 0; o < TILE; o++) out[r * TILE + o] = sum[o] * scale[o];
     }
@@ -476,24 +486,28 @@ inline void product_int4(const uint8_t* w, int groups, const Rounded& a, int row
         float sum[TILE] = {};
         for (int g = 0; g < groups; g++) {
             const uint8_t* block = w + (long)g * INT4_BLOCK;
-            int32_t whole[TILE] = {};
+            int32_t whole[2][TILE] = {};
             for (int j = 0; j < 8; j++) {
                 const int8_t* x = a.x + (row + r) * a.ld + g * GROUP + j * 4;
                 for (int o = 0; o < TILE; o++)
                     for (int i = 0; i < 4; i++) {
                         const int v = block[j * 64 + o * 4 + i];
-                        whole[o] += (v & 15) * x[i] + (v >> 4) * x[i + 32];
+                        whole[0][o] += (v & 15) * x[i];
+                        whole[1][o] += (v >> 4) * x[i + 32];
                     }
             }
-            const long at = (row + r) * a.groups + g;
-            for (int o = 0; o < TILE; o++) {
+            const long at = (row + r) * a.parts + g * 2;
+            const auto widened = [&](int place) {
                 uint16_t half;
-                std::memcpy(&half, block + 512 + o * 2, 2);
+                std::memcpy(&half, block + place, 2);
                 const uint32_t bits = (uint32_t)half << 16;
-                float scale;
-                std::memcpy(&scale, &bits, 4);
-                sum[o] += (whole[o] * a.scale[at] - 8.0f * a.sum[at]) * scale;
-            }
+                float number;
+                std::memcpy(&number, &bits, 4);
+                return number;
+            };
+            for (int o = 0; o < TILE; o++)
+                for (int half = 0; half < 2; half++)
+                    sum[o] += whole[half][o] * a.scale[at + half] * widened(512 + half * 32 + o * 2) + a.sum[at + half] * widened(576 + half * 32 + o * 2);
         }
         for (int o = 0; o < TILE; o++) out[r * TILE + o] = sum[o];
     }
@@ -769,33 +783,33 @@ struct Decoder {
             return;
         }
         int8_t* to = round + (long)row * ld_act;
-        const int groups = matrix.inputs / GROUP;
+        const int parts = matrix.inputs / PART;
         const v8 magic = full(12582912.0f);
-        for (int g = 0; g < groups; g++) {
-            alignas(32) float padded[GROUP];
-            const float* own = from + g * GROUP;
-            if ((g + 1) * GROUP > n) {
-                for (int i = 0; i < GROUP; i++) padded[i] = g * GROUP + i < n ? own[i] : 0.0f;
+        for (int g = 0; g < parts; g++) {
+            alignas(32) float padded[PART];
+            const float* own = from + g * PART;
+            if ((g + 1) * PART > n) {
+                for (int i = 0; i < PART; i++) padded[i] = g * PART + i < n ? own[i] : 0.0f;
                 own = padded;
             }
             v8 high = {};
-            for (int i = 0; i < GROUP; i += LANES) {
+            for (int i = 0; i < PART; i += LANES) {
                 const v8 a = *(const v8*)(own + i);
                 high = larger(high, (v8)((i8)a & 0x7fffffff));
             }
             const float most = top(high), inverse = most > 0.0f ? 127.0f / most : 0.0f;
             i8 sums = {};
-            for (int i = 0; i < GROUP; i += LANES) {
+            for (int i = 0; i < PART; i += LANES) {
                 v8 scaled = *(const v8*)(own + i) * inverse;
                 // Never beyond 127, whatever not finite came in: the products count on it.
                 scaled = pick(scaled > 127.0f, full(127.0f), pick(scaled >= -127.0f, scaled, full(-127.0f)));
                 const i8 nearest = (i8)(scaled + magic) - (i8)magic;
                 sums += nearest;
-                *(c8*)(to + g * GROUP + i) = __builtin_convertvector(nearest, c8);
+                *(c8*)(to + g * PART + i) = __builtin_convertvector(nearest, c8);
             }
             int32_t added = 0;
             for (int i = 0; i < LANES; i++) added += sums[i];
-            const long at = (long)row * (ld_act / GROUP) + g;
+            const long at = (long)row * (ld_act / PART) + g;
             scale[at] = most / 127.0f;
             sum[at] = scale[at] * added;
         }
@@ -845,8 +859,8 @@ struct Decoder {
     }
     template <int R> void some_whole(Mode mode, const Matrix& m, const uint8_t* w, int tile, int row, float* out, long ld) const {
         float o[R * TILE];
-        const Rounded a{round, scale, sum, ld_act, ld_act / GROUP};
-        if (m.format == INT8) product_int8<R>(w, m.inputs / GROUP, m.scale + tile * TILE, a, row, o);
+        const Rounded a{round, scale, sum, ld_act, ld_act / PART};
+        if (m.format == INT8) product_int8<R>(w, m.inputs / PART, m.scale + tile * TILE, a, row, o);
         else product_int4<R>(w, m.inputs / GROUP, a, row, o);
         for (int r = 0; r < R; r++) finish(mode, m, tile, row + r, o + r * TILE, out, ld);
     }
@@ -1064,8 +1078,8 @@ struct Decoder {
         hidden = r_hidden.of<float>(n * ld_hidden);
         act = r_act.of<float>(n * ld_act);
         round = r_round.of<int8_t>(n * ld_act);
-        scale = r_scale.of<float>(n * (ld_act / GROUP));
-        sum = r_sum.of<float>(n * (ld_act / GROUP));
+        scale = r_scale.of<float>(n * (ld_act / PART));
+        sum = r_sum.of<float>(n * (ld_act / PART));
         plan(blocks, count, false);
         plan(last_blocks, (int)wanted.size(), true);
         run();
