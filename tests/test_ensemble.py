@@ -76,7 +76,10 @@ def test_the_loss_of_an_ensemble_is_at_most_the_mean_of_its_members(mixture: tup
         for weight, each in zip(weights, logits, strict=True)
     )
     assert (loss <= mean + 1e-4 * (1 + mean)).all(), "for every target; float32 has six digits of some hundred nats"
-    torch.testing.assert_close(mixed(logits, weights).exp().sum(-1), torch.ones(6))
+    shares = sum(weight * each.float().softmax(-1) for weight, each in zip(weights, logits, strict=True))
+    torch.testing.assert_close(mixed(logits, weights).softmax(-1), shares)
+    alone = [1.0, *[0.0] * (count - 1)]
+    torch.testing.assert_close(mixed(logits, alone), logits[0].float(), msg="a member with all the weight is itself")
 
 
 @pytest.mark.requirement("R189")
@@ -115,7 +118,7 @@ def test_the_engine_serves_an_ensemble_of_models_or_of_runners_alike(template: T
     assert runner.rewinds and runner.joins and runner.why.startswith("3 models together: PyTorch")
     ids = joint.prompt_ids(many[0])
     p = sum(weight * chat.logits(ids).softmax(-1) for weight, chat in zip(weights, chats, strict=True))
-    torch.testing.assert_close(joint.logits(ids).exp(), p, atol=CLOSE, rtol=CLOSE)
+    torch.testing.assert_close(joint.logits(ids).softmax(-1), p, atol=CLOSE, rtol=CLOSE)
 
 
 def test_all_the_weight_on_one_model_is_that_model(template: Template) -> None:

@@ -18,7 +18,7 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 import chattune
-from chattune.cli import looking, making, serving
+from chattune.cli import looking, making, serving, talking
 from chattune.cli.answer import USUAL, Answer, Common, plain, silence_broken_pipe
 from chattune.core import processes
 from chattune.core.errors import ChattuneError, Interrupted, UnknownName, UsageError, did_you_mean
@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "evaluate": (making.evaluate, MAKE),
     "resume": (making.resume, MAKE),
     "export": (making.export, MAKE),
-    "chat": (making.chat, TALK),
+    "chat": (talking.chat, TALK),
     "serve": (serving.serve, TALK),
     "keys": (serving.keys, TALK),
     "runs": (looking.runs, LOOK),

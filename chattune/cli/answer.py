@@ -83,6 +83,12 @@ def plain(text: str) -> str:
     return readable(text)
 
 
+def short(text: str, characters: int = 100) -> str:
+    """The beginning of `text` on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
 def silence_broken_pipe() -> None:
     """The reader of stdout went away (``| head``): give the interpreter somewhere harmless to flush to."""
     import sys

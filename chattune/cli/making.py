@@ -1,4 +1,4 @@
-"""Commands that make something: demo, run, the single stages, resume; and chat with what was made."""
+"""Commands that make something: demo, run, the single stages, resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from chattune import story
-from chattune.cli.answer import USUAL, Answer, Common, number, plain, table
+from chattune.cli.answer import USUAL, Answer, Common, number, plain, short, table
 from chattune.cli.looking import evaluation_card
 from chattune.core import files
 from chattune.core.artifact import Artifact, Home, check_name
@@ -204,49 +204,6 @@ def resume(
     return Answer(evaluation_card(result.summary), result.summary)
 
 
-def chat(
-    run: str, /, *, prompt: Annotated[str | None, Parameter(help="answer this and end")] = None,
-    system: Annotated[str | None, Parameter(help="a system message before the conversation")] = None,
-    seed: Annotated[int, Parameter(help="the same seed gives the same replies")] = 0,
-    temperature: Annotated[float | None, Parameter(help="0: always the likeliest token")] = None,
-    top_k: Annotated[int | None, Parameter(help="draw from the k likeliest tokens")] = None,
-    top_p: Annotated[float | None, Parameter(help="draw from the likeliest tokens that hold this share")] = None,
-    min_p: Annotated[float | None, Parameter(help="leave out tokens below this share of the likeliest")] = None,
-    repetition_penalty: Annotated[float | None, Parameter(help="above 1: what was said becomes less likely")] = None,
-    max_tokens: Annotated[int | None, Parameter(help="end a reply after so many tokens")] = None, common: Common = USUAL,
-) -> Answer:
-    """Talk to a model: streaming, with history; /help says what else. Reads a pipe too, one message a line.
-
-    Parameters
-    ----------
-    run
-        an import, train or evaluate run: a path, a name, or the beginning of a digest
-    """
-    options = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
-        "max_tokens": max_tokens, "seed": seed,
-    }  # fmt: skip
-    address = story.checkpoint_of(Home(common.home).find(run))  # a mistake is told before torch is imported
-    from chattune.core.config import validate
-    from chattune.generate.reply import Sampling
-
-    asked = {key: value for key, value in options.items() if value is not None}
-    validate(Sampling, asked, prefix="--")
-    sampling = validate(Sampling, {**story.usual_sampling(address).model_dump(exclude={"rules"}), **asked}, prefix="--")
-    model = story.load(run, common.home)
-    if prompt is None and not common.json:
-        from chattune.generate.terminal import chat as talk_to
-
-        talk_to(model, sampling, system=system)
-        return Answer()
-    if prompt is None:
-        raise UsageError("--json needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
-    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
-    reply = model.replies([messages], sampling)[0]
-    data = {"reply": reply.text, "tokens": len(reply.tokens), "finish_reason": reply.finish_reason, "ids": [*reply.tokens]}
-    return Answer(plain(reply.text), data)
-
-
 def _one(
     stage_name: str, references: Sequence[str], overrides: Sequence[str], recipe: str | None, name: str | None, common: Common,
     more: Mapping[str, Any] | None = None, start: str | None = None, inputs: Mapping[str, Artifact | None] | None = None,
@@ -316,13 +273,6 @@ def _samples(summary: Mapping[str, Any]) -> list[str]:
     """Each prompt and what was answered before, half-way and after."""
     lines: list[str] = []
     for prompt in dict.fromkeys(sample["prompt"] for sample in summary["samples"]):
-        answers = [(sample["when"], _short(sample["reply"])) for sample in summary["samples"] if sample["prompt"] == prompt]
+        answers = [(sample["when"], short(sample["reply"])) for sample in summary["samples"] if sample["prompt"] == prompt]
         lines += [f"> {prompt}", *(f"  {line}" for line in table(answers).splitlines()), ""]
     return lines
-
-
-def _short(text: str, characters: int = 100) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= characters else f"{text[: characters - 1]}…"
-
-

@@ -104,7 +104,7 @@ def validate(
 def explain(
     error: ValidationError, *, file: Path | None = None, lines: Mapping[str, int] | None = None, prefix: str = ""
 ) -> SettingError:
-    """The first mistake that pydantic found, in our words."""
+    """The first mistake that pydantic found, in our words. With the prefix ``--`` settings are options: ``--max-tokens``."""
     details = error.errors(include_url=False)
     first: Any = details[0]
     keys: list[Any] = [*filter(None, prefix.split(".")), *first["loc"]]
@@ -128,6 +128,8 @@ def explain(
         message = f"{message[0].lower()}{message[1:]}".rstrip(".?!") + (message[-1] if message[-1] in "?!" else ".")
         message = message if isinstance(value, Mapping) else f"{shown}: {message}"
     path = ".".join(str(key) for key in keys)
+    if prefix == "--":
+        path = f"--{path.removeprefix('--.').replace('_', '-')}"
     line = _nearest_line(lines or {}, path)
     more = f" ({len(details) - 1} more mistakes)" if len(details) > 1 else ""
     place = f"{file}:{line}: {path}" if file and line else path

@@ -28,10 +28,14 @@ _EXACT = 1e-9  # nats a token to which weights are fitted
 
 
 def mixed(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """(…, vocabulary) float32: the logarithm of the weighted mean of the probabilities that each of `logits` stands for."""
-    logs = torch.stack([each.float().log_softmax(-1) for each in logits])
-    share = torch.tensor(weights, dtype=logs.dtype, device=logs.device).log()
-    return (logs + share.view(-1, *[1] * (logs.ndim - 1))).logsumexp(0)
+    """(…, vocabulary) float32 logits of the weighted mean of the probabilities that each of `logits` stands for.
+
+    They stand where the members' stand on average (rules ask whether a logit is above 0): a member with all the weight is itself.
+    """
+    wide = torch.stack([each.float() for each in logits])
+    share = torch.tensor(weights, dtype=wide.dtype, device=wide.device).view(-1, *[1] * (wide.ndim - 1))
+    total = wide.logsumexp(-1, keepdim=True)
+    return (wide - total + share.log()).logsumexp(0) + (share * total).sum(0)
 
 
 class EnsembleModel(LanguageModel):

@@ -5,18 +5,18 @@ Decoders look at many ways to go on from one prompt; a `Progress` holds them as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chattune.core.errors import UsageError
-from chattune.generate.reply import Reply
+from chattune.generate.reply import Reply, ReplyEvent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from chattune.generate.decoders import Candidate, Decoder
-    from chattune.generate.reply import ChatModel, Messages
+    from chattune.generate.reply import ChatModel, Messages, Sampling
     from chattune.models.language_model import LanguageModel
 
 
@@ -118,3 +118,16 @@ def candidates(
         said = candidate.tokens[:-1] if candidate.finish_reason == "stop" else candidate.tokens
         found.append(ScoredReply(Reply(chat.tokenizer.decode(said), said, candidate.finish_reason), candidate))
     return found
+
+
+@dataclass(frozen=True)
+class Searching:
+    """A chat model that answers with the best candidate of a decoder, whole; for the conversation in a terminal."""
+
+    chat: ChatModel
+    decoder: Decoder
+
+    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[ReplyEvent]:
+        """The reply as one event. Of `sampling` its length and seed act: a decoder searches instead of drawing."""
+        reply = candidates(self.chat, messages, self.decoder, sampling.max_tokens, sampling.seed)[0].reply
+        yield ReplyEvent(reply.text, None, reply.finish_reason)

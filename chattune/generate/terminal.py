@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from chattune.core.config import validate
 from chattune.core.errors import ChattuneError, did_you_mean
 from chattune.dialogs.dialog import Message
-from chattune.generate.reply import ChatModel, Sampling
+from chattune.generate.reply import Messages, ReplyEvent, Sampling
 
 COMMANDS = {
     "/help": "what can be typed here",
@@ -23,8 +23,16 @@ _PROMPT = "› "
 _STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: control, format, surrogate, line and paragraph separators
 
 
+class Speaks(Protocol):
+    """What a conversation is held with."""
+
+    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[ReplyEvent]:
+        """The reply to these messages, event by event."""
+        ...
+
+
 def chat(
-    model: ChatModel, sampling: Sampling | None = None, system: str | None = None, lines_in: Iterable[str] | None = None,
+    model: Speaks, sampling: Sampling | None = None, system: str | None = None, lines_in: Iterable[str] | None = None,
     out: TextIO | None = None,
 ) -> None:
     """Talk until the input ends or ``/quit``. `lines_in` defaults to the keyboard or the pipe, `out` to stdout.
@@ -57,7 +65,7 @@ def _harmless(character: str) -> bool:
 
 
 class _Conversation:
-    def __init__(self, model: ChatModel, sampling: Sampling, system: str | None, out: TextIO, talkative: bool) -> None:
+    def __init__(self, model: Speaks, sampling: Sampling, system: str | None, out: TextIO, talkative: bool) -> None:
         self.model, self.sampling, self.system, self.out, self.talkative = model, sampling, system, out, talkative
         self.turns: list[Message] = []
 

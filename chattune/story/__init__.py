@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from chattune.core import files
 from chattune.core.artifact import MANIFEST, PLAN, Artifact, Home, check_name
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from chattune.evaluate.compare import Contender
     from chattune.evaluate.loss import SplitLoss
     from chattune.generate.reply import ChatModel, Sampling
+    from chattune.tokens.batch import Batch
     from chattune.tokens.token_set import TokenSet
 
 __all__ = [
-    "RECIPES", "STORY", "Recipe", "Result", "answer", "chain_up", "checkpoint_of", "compare", "export", "forecast", "inputs_from",
-    "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of", "resume", "run",
-    "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
+    "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "ensemble", "export", "forecast",
+    "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of", "resume",
+    "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
 ]  # fmt: skip
 
 
@@ -153,6 +154,47 @@ def load(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> 
     checkpoint = Checkpoint.open(address)
     checkpoint.verify()
     return ChatModel(checkpoint.model(), checkpoint.template, usual_sampling(address))
+
+
+def ensemble(
+    runs: Sequence[str | os.PathLike[str]], shares: Sequence[float] | Literal["fitted"] | None = None,
+    home: str | os.PathLike[str] = "runs",
+) -> ChatModel:
+    """Several runs as one chat model that averages their probabilities, token by token.
+
+    `shares`: the weight of each; none: equal; ``"fitted"``: those under which the validation dialogs of the first run are likeliest.
+    `UsageError` where the runs do not have one tokenizer and one chat template.
+    """
+    from chattune.generate.ensemble import fitted_weights, target_logs, together
+
+    chats = [load(run, home) for run in runs]
+    equal = together(chats)  # a mistake is told before anything is fitted
+    if shares is None:
+        return equal
+    if shares == "fitted":
+        validation = _validation(checkpoint_of(Home(Path(home)).find(runs[0])), equal.context)
+        shares = fitted_weights(*target_logs([chat.model for chat in chats], validation))
+        told = "  ".join(f"{Path(run).name}={share:.3f}" for run, share in zip(runs, shares, strict=True))
+        talk().print(f"fitted  {told}", markup=False)
+    return together(chats, shares)
+
+
+def _validation(checkpoint: Path, context: int) -> Iterator[Batch]:
+    """The validation split that a model was trained beside, once."""
+    from chattune.tokens.batchers.bucketed import Bucketed
+    from chattune.tokens.order import Order
+    from chattune.tokens.token_set import TokenSet
+    from chattune.tokens.windows import windows
+
+    made_from = question_of(checkpoint)["inputs"].get("tokens")
+    if made_from is None:
+        raise ArtifactError(
+            "was not trained here: there are no validation dialogs to fit weights on.", path=str(checkpoint), rule="a train run first",
+            hint="Name a run of `chattune train` first, or give the weights as numbers.",
+        )
+    split = TokenSet.open(checkpoint.parent / made_from["run"]).split("validation")
+    order = Order(split, windows(split, context), Bucketed(), 8 * context, context, 0)
+    return (order.next() for _ in range(order.batches_per_epoch))
 
 
 def export(

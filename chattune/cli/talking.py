@@ -1,0 +1,124 @@
+"""The command that talks to what was made: a conversation, or one reply; drawn, searched for, or by several models together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from chattune import story
+from chattune.cli.answer import USUAL, Answer, Common, plain, short, table
+from chattune.core.artifact import Home
+from chattune.core.config import parse, validate
+from chattune.core.errors import UsageError
+from chattune.core.part import Settings
+from chattune.generate.decoders import Decoder
+
+if TYPE_CHECKING:
+    from chattune.generate.reply import ChatModel, Messages, Sampling
+
+
+def chat(
+    run: str, /, *, prompt: Annotated[str | None, Parameter(help="answer this and end")] = None,
+    system: Annotated[str | None, Parameter(help="a system message before the conversation")] = None,
+    seed: Annotated[int, Parameter(help="the same seed gives the same replies")] = 0,
+    temperature: Annotated[float | None, Parameter(help="0: always the likeliest token")] = None,
+    top_k: Annotated[int | None, Parameter(help="draw from the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, Parameter(help="draw from the likeliest tokens that hold this share")] = None,
+    min_p: Annotated[float | None, Parameter(help="leave out tokens below this share of the likeliest")] = None,
+    repetition_penalty: Annotated[float | None, Parameter(help="above 1: what was said becomes less likely")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="end a reply after so many tokens")] = None,
+    decoder: Annotated[str | None, Parameter(help="search instead of drawing: a name of `chattune list decoders`")] = None,
+    together: Annotated[list[str] | None, Parameter(negative="", help="a run that answers together with RUN; repeatable")] = None,
+    shares: Annotated[str | None, Parameter(help="their weights: 0.6,0.4 or fitted (on validation dialogs); else equal")] = None,
+    common: Common = USUAL,
+) -> Answer:
+    """Talk to a model: streaming, with history; /help says what else. Reads a pipe too, one message a line.
+
+    Parameters
+    ----------
+    run
+        an import, train or evaluate run: a path, a name, or the beginning of a digest
+    """
+    drawing = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    options = {**drawing, "max_tokens": max_tokens, "seed": seed}
+    runs = [run, *(together or ())]
+    address, *_ = [story.checkpoint_of(Home(common.home).find(each)) for each in runs]  # a mistake is told before torch is imported
+    searching = _decoder(decoder, [name for name, value in drawing.items() if value is not None])
+    weights = _shares(shares, len(runs))
+    from chattune.generate.reply import Sampling
+
+    asked = {key: value for key, value in options.items() if value is not None}
+    validate(Sampling, asked, prefix="--")
+    sampling = validate(Sampling, {**story.usual_sampling(address).model_dump(exclude={"rules"}), **asked}, prefix="--")
+    model = story.ensemble(runs, weights, common.home) if together else story.load(run, common.home)
+    if prompt is None and not common.json:
+        from chattune.generate.speaker import Searching
+        from chattune.generate.terminal import chat as talk_to
+
+        talk_to(model if searching is None else Searching(model, searching), sampling, system=system)
+        return Answer()
+    if prompt is None:
+        raise UsageError("--json needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+    if searching is not None:
+        return _searched(model, messages, searching, sampling)
+    reply = model.replies([messages], sampling)[0]
+    data = {"reply": reply.text, "tokens": len(reply.tokens), "finish_reason": reply.finish_reason, "ids": [*reply.tokens]}
+    return Answer(plain(reply.text), data)
+
+
+class _Searching(Settings):
+    """What ``--decoder`` says."""
+
+    decoder: Decoder
+
+
+def _decoder(said: str | None, drawing: Sequence[str]) -> Decoder | None:
+    """The decoder of ``--decoder``: a name, or a mapping with one; none where none is asked for."""
+    if said is None:
+        return None
+    if drawing:
+        name = f"--{drawing[0].replace('_', '-')}"
+        raise UsageError(
+            f"{name} acts on drawing, and a decoder searches.", path=name, rule="one of the two",
+            hint="Leave it out; `chattune list decoders` shows what can be set instead.",
+        )
+    return validate(_Searching, {"decoder": parse(said) if said.startswith("{") else said}, prefix="--").decoder
+
+
+def _shares(said: str | None, count: int) -> Any:
+    """The weights of ``--shares``: numbers, the word fitted, or none."""
+    if said is None or said == "fitted":
+        return said
+    try:
+        return [float(number) for number in said.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"'{said}' says no weights.", path="--shares", value=said, rule=f"{count} numbers with the sum 1, or fitted",
+            hint="Write it like --shares 0.6,0.4.",
+        ) from None
+
+
+def _searched(model: ChatModel, messages: Messages, decoder: Decoder, sampling: Sampling) -> Answer:
+    """All candidates, the best first."""
+    from chattune.generate.speaker import candidates
+
+    found = candidates(model, messages, decoder, sampling.max_tokens, sampling.seed)
+    rows = [
+        {
+            "reply": each.reply.text, "tokens": len(each.reply.tokens), "finish_reason": each.reply.finish_reason,
+            "ids": [*each.reply.tokens], "score": each.candidate.score, "logprob": sum(each.candidate.logprobs),
+            **({"entropy": [*each.candidate.entropy], "information": [*each.candidate.information]} if each.candidate.entropy else {}),
+        }
+        for each in found
+    ]  # fmt: skip
+    shown = [(f"{row['score']:.3f}", f"{row['logprob']:.2f}", plain(short(row["reply"]))) for row in rows]
+    text = table(shown, ("score", "log-probability", "reply"), right=(0, 1))
+    if information := rows[0].get("information"):
+        unknown, doubt = (sum(values) / len(values) for values in (information, rows[0]["entropy"]))
+        text += f"\n\nIts doubt is {doubt:.3f} nats a token, {unknown:.3f} of them because the model does not know better."
+    return Answer(text, {**rows[0], "candidates": rows})
