@@ -15,7 +15,7 @@ from chattune.core.errors import SettingError, UsageError
 from chattune.core.part import kind
 from chattune.generate.engine import Ask, Engine
 from chattune.generate.reply import Reply, ReplyEvent, Sampling
-from chattune.generate.runner import Piece, TorchRunner
+from chattune.generate.runner import Piece, TorchRunner, runner_for
 from chattune.generate.text import Stops
 from chattune.models.families.gpt import GPT
 from chattune.models.language_model import LanguageModel
@@ -149,6 +149,20 @@ def test_runners_give_the_logits_of_whole_passes_for_pieces_of_any_cut(gpt: Lang
     with torch.no_grad():
         expected = gpt(torch.tensor([mixed]))[0, 12:]
     torch.testing.assert_close(runner.forward([Piece(1, 12, mixed[12:], True)]), expected, **close)
+
+
+def test_a_runner_says_what_it_is_and_what_none_can_do_is_refused(gpt: LanguageModel) -> None:
+    place: dict[str, Any] = {"slots": 1, "length": 20, "native": False}
+    assert runner_for(gpt, **place).why == "PyTorch, with weights in float32: native=False was asked for"
+    short = runner_for(gpt, weights="bfloat16", **place)
+    assert "bfloat16" in short.why
+    exact = runner_for(gpt, **place).forward([Piece(0, 0, [5, 6, 7])])
+    assert 0 < float((short.forward([Piece(0, 0, [5, 6, 7])]) - exact).abs().max()) < 0.3  # 8 bits of logits of order 10
+    assert gpt.dtype == torch.float32, "the model itself stays"
+    with pytest.raises(UsageError, match="weights cannot be kept in 'int3'"):
+        runner_for(gpt, weights="int3", **place)
+    with pytest.raises(UsageError, match="gru family has no weights in int8"):
+        runner_for(build("gru"), weights="int8", **place)
 
 
 def test_a_cache_takes_memory_for_what_it_holds_only(tokenizer: Tokenizer) -> None:

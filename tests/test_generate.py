@@ -220,6 +220,30 @@ def test_sampling_settings_are_checked_by_name(wild: ChatModel) -> None:
             wild.reply("hello", **wrong)
 
 
+def test_a_stream_can_be_left_and_another_one_taken_up_at_once(wild: ChatModel) -> None:
+    sampling = Sampling(temperature=1.0, min_tokens=20, max_tokens=20)
+    (whole,) = wild.replies([user("hello")], sampling)
+    left, between = wild.stream(user("hello"), sampling), wild.stream(user("who"), sampling)
+    for stream in (left, between, left):
+        next(stream)
+    del left
+    assert "".join(event.text for event in wild.stream(user("hello"), sampling)) == whole.text
+    assert len(list(between)) == 20, "the one that was not left goes on"
+
+
+@pytest.mark.requirement("S5")
+def test_stop_texts_end_replies_streamed_and_in_batches(trained: ChatModel) -> None:
+    greedy = {"temperature": 0, "repetition_penalty": 1}
+    cases = {
+        ("naïve",): "你好 👩‍👩‍👧 ", ("👩‍👩‍👧",): "你好 ", ("你",): "", ("\nend", "ok"): "你好 👩‍👩‍👧 naïve ", ("endless",): ANSWER,
+    }  # fmt: skip
+    for stop, said in cases.items():
+        assert trained.reply("hello", stop=stop, **greedy) == said
+        events = list(trained.stream(user("hello"), Sampling(stop=stop, **greedy)))  # type: ignore[arg-type]
+        assert "".join(event.text for event in events) == said
+        assert events[-1].finish_reason == "stop"
+
+
 class OnlyOne(Rule):
     """Allow one token."""
 

@@ -90,7 +90,8 @@ def runner_for(
     if weights != "auto":
         model = _rounded(model, weights)
     runner = TorchRunner(model, slots=slots, length=length)
-    runner.why = f"PyTorch, with weights in {str(model.dtype).removeprefix('torch.')}: {reason}"
+    rounded = f" rounded to {weights}" if weights in ("int8", "int4") else ""
+    runner.why = f"PyTorch, with weights in {str(model.dtype).removeprefix('torch.')}{rounded}: {reason}"
     return runner
 
 
