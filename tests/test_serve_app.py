@@ -454,6 +454,9 @@ def test_mistakes_at_the_start_are_told_before_a_model_is_loaded(tmp_path: Path,
         for words, said in (
             ([], "nothing to serve"),
             (["nowhere"], "no run is called 'nowhere'"),
+            (["--together", "duo=one"], "names no two runs"),
+            (["--together", "duo=one+two"], "no run is called 'one'"),
+            (["--together", "far=one+two", "--upstream", far], "the same name"),
             (["--upstream", "far"], "not name=value"),
             (["--upstream", far, "--upstream", far], "stands twice"),
             (["--upstream", far, "--upstream-key", "x=env:A"], "no upstream 'x'"),
@@ -496,6 +499,29 @@ def test_a_trained_run_is_served_from_the_command_line_until_a_signal(told: Any)
     assert child.returncode == 0, log
     assert json.loads(out.splitlines()[-1]) == {"ended": True}
     assert "apples" not in log and '"route": "/v1/chat/completions"' in log
+
+
+@pytest.mark.requirement("R189")
+def test_runs_that_answer_together_are_served_as_one_model(told: Any) -> None:
+    home, name = told.run.parent, told.run.name
+    words = [sys.executable, "-m", "chattune.cli", "serve", "--together", f"duo=first+{name}", "--port", "0", "--home", str(home)]
+    child = subprocess.Popen(
+        [*words, "--json", "--weights", "float32"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert child.stdout and child.stderr
+    facts = json.loads(child.stdout.readline() or child.stderr.read())
+    assert facts["models"] == ["duo"]
+    with client(facts["url"]) as ask:
+        body = {"model": "duo", "messages": user("do you like apples?"), "max_tokens": 5, "seed": 1}
+        found = ask.post("/v1/chat/completions", json=body)
+        assert found.status_code == 200, found.text
+        expected = chattune.load("first", home).reply("do you like apples?", max_tokens=5, seed=1)
+        assert found.json()["choices"][0]["message"]["content"] == expected, "the same model twice is that model"
+    child.send_signal(signal.SIGTERM)
+    _, log = child.communicate(timeout=20)
+    assert child.returncode == 0, log
+    assert "2 models together" in log
 
 
 @pytest.mark.requirement("S3", "I18")

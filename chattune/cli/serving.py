@@ -36,6 +36,9 @@ def serve(
         Literal["auto", "float32", "bfloat16", "int8", "int4"],
         Parameter(help="how weights are held; auto: in int8 where the compiled step can run the model, else as they are"),
     ] = "auto",
+    together: Annotated[
+        list[str] | None, Parameter(negative="", help="runs that answer together under a name, as name=RUN+RUN; repeatable")
+    ] = None,
     upstream: Annotated[
         list[str] | None, Parameter(negative="", help="another server's model, as name=http://HOST:PORT/v1; repeatable")
     ] = None,
@@ -63,9 +66,12 @@ def serve(
     limits = validate(Limits, override({}, limit or ()), prefix="--limit")
     behind = _named(upstream, "--upstream")
     secrets = _named(upstream_key, "--upstream-key")
-    names = _served_names(runs, behind, secrets)
+    joint = {name: tuple(members.split("+")) for name, members in _named(together, "--together").items()}
+    names = _served_names(runs, joint, behind, secrets)
     home = Home(common.home)
-    addresses = {name: story.checkpoint_of(home.find(run)) for name, run in names.items()}  # a mistake is told before torch comes
+    addresses = {  # a mistake is told before torch comes
+        name: tuple(str(story.checkpoint_of(home.find(member))) for member in members) for name, members in names.items()
+    }
     _check_numbers(slots, context, port)
     from chattune.serve.keys import KeyFile
 
@@ -81,9 +87,9 @@ def serve(
 
     with bind(host, port) as bound:
         model = functools.partial(_model, home=common.home, slots=slots, context=context, weights=weights, limits=limits)
-        shelf = Shelf(lambda name: model(name, name))
-        for name, address in addresses.items():
-            shelf.put(model(name, str(address)))
+        shelf = Shelf(lambda name: model(name, (name,)))
+        for name, members in addresses.items():
+            shelf.put(model(name, members))
         for other in others:
             shelf.put(other)
         facts = _hello(bound, [*shelf.all()], bool(key_file.all()))
@@ -129,14 +135,20 @@ def keys(
     return Answer(told, {"name": name, "key": key, "file": str(store.path)})
 
 
-def _model(name: str, run: str, *, home: Path, slots: int, context: int | None, weights: str, limits: Limits) -> NativeModel:
+def _model(
+    name: str, runs: tuple[str, ...], *, home: Path, slots: int, context: int | None, weights: str, limits: Limits
+) -> NativeModel:
+    """A run as it is served; several are one model that averages their probabilities, each by the fastest runner it has."""
     from chattune.generate.engine import Engine
+    from chattune.generate.ensemble import EnsembleRunner, together
     from chattune.generate.runner import runner_for
     from chattune.serve.models import NativeModel
 
-    chat = story.load(run, home)
+    chats = [story.load(run, home) for run in runs]
+    chat = chats[0] if len(chats) == 1 else together(chats)
     length = min(context or chat.context, chat.context)
-    runner = runner_for(chat.model, slots=slots, length=length, weights=weights)
+    runners = [runner_for(each.model, slots=slots, length=length, weights=weights) for each in chats]
+    runner = runners[0] if len(runners) == 1 else EnsembleRunner(runners)
     talk().print(f"{name}: {runner.why}", markup=False)
     engine = Engine(chat.model, chat.tokenizer, slots=slots, length=length, runner=runner)
     return NativeModel(name, chat, engine, slots=slots, limits=limits, context=length)
@@ -158,20 +170,26 @@ def _named(pairs: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def _served_names(runs: tuple[str, ...], behind: dict[str, str], secrets: dict[str, str]) -> dict[str, str]:
-    """The name under which each run is served: as it was called, or the last part of its path."""
-    names = {check_name(Path(run).name): run for run in runs}
-    if len(names) < len(runs) or names.keys() & behind.keys():
-        raise UsageError("two models have the same name.", path="RUNS", value=[*runs, *behind], rule="each name once")
+def _served_names(
+    runs: tuple[str, ...], joint: dict[str, tuple[str, ...]], behind: dict[str, str], secrets: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """The runs behind each name: a run's name is as it was called, or the last part of its path."""
+    alone = {check_name(Path(run).name): (run,) for run in runs}
+    if len(alone) < len(runs) or alone.keys() & joint.keys() or (alone.keys() | joint.keys()) & behind.keys():
+        raise UsageError("two models have the same name.", path="RUNS", value=[*runs, *joint, *behind], rule="each name once")
+    for name, members in joint.items():
+        if len(members) < 2 or "" in members:
+            said = "+".join(members)
+            raise UsageError(f"'{said}' names no two runs.", path="--together", value=said, rule=f"{name}=RUN+RUN")
     if secrets.keys() - behind.keys():
         name = sorted(secrets.keys() - behind.keys())[0]
         raise UsageError(f"there is no upstream '{name}'.", path="--upstream-key", value=name, rule="the name of an --upstream")
-    if not names and not behind:
+    if not (alone or joint or behind):
         raise UsageError(
             "there is nothing to serve.", path="RUNS", rule="a run, or an --upstream",
             hint="See `chattune runs`; say `chattune serve RUN`.",
         )  # fmt: skip
-    return names
+    return {**alone, **joint}
 
 
 def _check_numbers(slots: int, context: int | None, port: int) -> None:
