@@ -319,7 +319,7 @@ def test_chat_answers_a_prompt_the_same_way_for_the_same_seed(told: Result, caps
     assert len(set(others)) > 1
     assert _said(told, capsys, *words, "--seed", "7").rstrip("\n") == str(first["reply"]).rstrip("\n")
     assert main(["chat", "first", "--prompt", "x", "--top-p", "2", "--home", str(told.run.parent)]) == 2
-    assert "top_p: 2.0: input should be less than or equal to 1." in capsys.readouterr().err
+    assert "--top-p: 2.0: input should be less than or equal to 1." in capsys.readouterr().err
 
 
 def test_chat_reads_a_pipe(told: Result) -> None:

@@ -108,7 +108,7 @@ def _searched(model: ChatModel, messages: Messages, decoder: Decoder, sampling: 
     from chattune.generate.speaker import candidates
 
     found = candidates(model, messages, decoder, sampling.max_tokens, sampling.seed)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "reply": each.reply.text, "tokens": len(each.reply.tokens), "finish_reason": each.reply.finish_reason,
             "ids": [*each.reply.tokens], "score": each.candidate.score, "logprob": sum(each.candidate.logprobs),

@@ -28,6 +28,7 @@ SMALL = {
 }  # fmt: skip
 END = CONTROL.index("end")
 CLOSE = 1e-5  # float32 sums of some hundred terms of order 1, taken in another order
+ROUNDING = 2e-6  # of float32 losses of some nats
 
 
 def family(name: str, **settings: Any) -> Family:
@@ -132,8 +133,9 @@ def test_packed_windows_have_the_losses_they_have_alone(name: str) -> None:
     changed = inputs.clone()
     changed[0, 4:10] = ids(1, 6, seed=5)  # the neighbour in the middle says something else
     other = losses(m, changed, positions, segments)
-    assert torch.equal(other[0, :3], found[0, :3])
-    assert torch.equal(other[0, 10:12], found[0, 10:12])
+    # To the last digits: where turns fall otherwise, products have other shapes, which some processors round otherwise.
+    torch.testing.assert_close(other[0, :3], found[0, :3], atol=ROUNDING, rtol=ROUNDING)
+    torch.testing.assert_close(other[0, 10:12], found[0, 10:12], atol=ROUNDING, rtol=ROUNDING)
     assert not torch.equal(other[0, 4:9], found[0, 4:9])
 
 

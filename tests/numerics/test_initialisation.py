@@ -53,9 +53,10 @@ def test_units_that_begin_equal_stay_equal_however_long_they_learn(name: str) ->
     net = trained(two_layers(name))
     rows = net[0].weight.detach()
     assert rows.abs().max() > 0.01, "they did learn"
-    assert torch.equal(rows, rows[:1].expand_as(rows))
+    # To rounding: some processors sum the rows at the edge of a product in another order than those within.
+    torch.testing.assert_close(rows, rows[:1].expand_as(rows), atol=1e-6, rtol=1e-5)
     columns = net[2].weight.detach().T
-    assert torch.equal(columns, columns[:1].expand_as(columns))
+    torch.testing.assert_close(columns, columns[:1].expand_as(columns), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.requirement("R039")
