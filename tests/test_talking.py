@@ -80,6 +80,7 @@ def test_a_conversation_through_a_pipe_is_searched_too(
         (["--decoder", "{name: beam_search, widht: 3}"], 2, ["--decoder.widht", "Did you mean 'width'?"]),
         (["--decoder", "beam_search", "--top-k", "3"], 2, ["--top-k", "a decoder searches"]),
         (["--together", "nobody"], 2, ["nobody"]),
+        (["--shares", "fitted"], 2, ["--shares", "--together RUN"]),
         (["--temperature", "-1"], 2, ["--temperature: "]),
         (["--repetition-penalty", "0"], 2, ["--repetition-penalty: "]),
     ],

@@ -92,6 +92,11 @@ def _decoder(said: str | None, drawing: Sequence[str]) -> Decoder | None:
 
 def _shares(said: str | None, count: int) -> Any:
     """The weights of ``--shares``: numbers, the word fitted, or none."""
+    if said is not None and count < 2:
+        raise UsageError(
+            "weights need several models.", path="--shares", value=said, rule="with --together",
+            hint="Name another run: --together RUN.",
+        )
     if said is None or said == "fitted":
         return said
     try:

@@ -29,6 +29,8 @@ SMALL = {
 END = CONTROL.index("end")
 CLOSE = 1e-5  # float32 sums of some hundred terms of order 1, taken in another order
 ROUNDING = 2e-6  # of float32 losses of some nats
+# They encode each turn by itself: ids of a neighbour that end a turn elsewhere change the shapes of products, and so their last digits.
+TURNS = ("encoder_decoder", "seq2seq")
 
 
 def family(name: str, **settings: Any) -> Family:
@@ -133,9 +135,11 @@ def test_packed_windows_have_the_losses_they_have_alone(name: str) -> None:
     changed = inputs.clone()
     changed[0, 4:10] = ids(1, 6, seed=5)  # the neighbour in the middle says something else
     other = losses(m, changed, positions, segments)
-    # To the last digits: where turns fall otherwise, products have other shapes, which some processors round otherwise.
-    torch.testing.assert_close(other[0, :3], found[0, :3], atol=ROUNDING, rtol=ROUNDING)
-    torch.testing.assert_close(other[0, 10:12], found[0, 10:12], atol=ROUNDING, rtol=ROUNDING)
+    for own in (slice(0, 3), slice(10, 12)):
+        if name in TURNS:
+            torch.testing.assert_close(other[0, own], found[0, own], atol=ROUNDING, rtol=ROUNDING)
+        else:
+            assert torch.equal(other[0, own], found[0, own])
     assert not torch.equal(other[0, 4:9], found[0, 4:9])
 
 
