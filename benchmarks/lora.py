@@ -77,11 +77,11 @@ def _windows(place: Path, dialogs: int, context: int) -> list[list[list[float]]]
 
     from chattune.dialogs.dialog import Dialog
     from chattune.dialogs.shape import Shaped, shaped
-    from chattune.dialogs.stage import CollectConfig, read_sources
+    from chattune.dialogs.gathering import Wanted, read_sources
     from chattune.models.checkpoint import Checkpoint
 
     template = Checkpoint(place).tokenizer.template("assistant")
-    whole = (shaped(item) for item in read_sources(CollectConfig(sources="chitchat")) if isinstance(item, Dialog))
+    whole = (shaped(item) for item in read_sources(Wanted(["chitchat"])) if isinstance(item, Dialog))
     kept = islice((item.dialog for item in whole if isinstance(item, Shaped)), dialogs)
     rendered = template.render_many([dialog.messages for dialog in kept])
     cut = [[ids[: context + 1], weights[: context + 1]] for ids, weights in rendered]

@@ -72,7 +72,7 @@ MISTAKES = [
     ("collect folder", 1, r"folder: holds no file that could be conversations\."),
     ("collect ok.txt collect.format=sharegptt", 2, r"collect\.format: .* Did you mean 'sharegpt'\?"),
     ("collect ok.txt collect.format=alpaca", 1, r"ok\.txt: nothing usable .*Name it with collect\.format="),
-    ("collect ok.txt collect.splits=[0.5,0.5,0.5]", 2, r"collect\.splits: .* three shares above 0 with the sum 1"),
+    ("collect ok.txt split.shares=[0.5,0.5,0.5]", 2, r"split\.shares: .* three shares above 0 with the sum 1"),
     ("collect ok.txt collect.encoding=utf9", 2, r"collect\.encoding: 'utf9': should be an encoding"),
     ("collect ok.txt collect.sorces=x", 2, r"collect\.sorces: no setting is called 'sorces'\. Did you mean 'sources'\?"),
     ("collect ok.txt --name ../x", 2, r"--name: '\.\./x' cannot name a run\."),
@@ -286,7 +286,7 @@ def test_runs_lists_every_run_with_its_name(told: Result, capsys: pytest.Capture
 
 def test_tree_leads_back_to_the_raw_logs(told: Result, raw_logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = _said(told, capsys, "tree", told.run.name)
-    order = [told.run.name, told.runs["prepare"].name, told.runs["collect"].name, "window.txt"]
+    order = [told.run.name, told.runs["prepare"].name, told.runs["split"].name, told.runs["collect"].name, "window.txt"]
     assert sorted(order, key=text.index) == order
     assert _answer(told, capsys, "tree", "first")["inputs"]
 

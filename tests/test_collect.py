@@ -18,15 +18,16 @@ from chattune.core.artifact import Home
 from chattune.core.config import override, validate
 from chattune.core.errors import DataError, ResumeError, SettingError
 from chattune.core.stage import execute, load_stage, plan
-from chattune.dialogs.artifact import SPLITS, Dialogs
+from chattune.dialogs.artifact import SPLITS, Conversations, Dialogs
 from chattune.dialogs.detect import detect
 from chattune.dialogs.dialog import Dialog, Drop, Message
 from chattune.dialogs.near_duplicates import SAME_WORDS, Texts, clusters, normalised, spaced
 from chattune.dialogs.readers.openai_messages import OpenAIMessages
 from chattune.dialogs.readers.transcript import Transcript
 from chattune.dialogs.shape import Shaped, content_key, questions, shaped
-from chattune.dialogs.split import TEST, TRAIN, VALIDATION, Asked, Rules, clusters_of, measured, sizes, split
-from chattune.dialogs.stage import CollectConfig, collect
+from chattune.dialogs.split import TEST, TRAIN, VALIDATION, Asked, Rules, clusters_of, divide, measured, sizes
+from chattune.dialogs.stage import CollectConfig, SplitConfig, collect, split
+from chattune.story.recipe import Recipe
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -51,10 +52,13 @@ def written(path: Path, found: list[dict[str, object]]) -> Path:
 
 
 def collected(folder: Path, sources: Path | str, seed: int = 0, **settings: object) -> Dialogs:
-    out = folder / "out"
+    raw, out = folder / "raw", folder / "out"
+    raw.mkdir(exist_ok=True)
     out.mkdir(exist_ok=True)
-    made = collect(config=CollectConfig(sources=(str(sources),), **settings), seed=seed, out=out)
-    assert isinstance(made, Dialogs)
+    own = {name: settings.pop(name) for name in [*settings] if name in SplitConfig.model_fields}
+    read = collect(config=CollectConfig(sources=(str(sources),), **settings), out=raw)
+    made = split(config=SplitConfig(**own), seed=seed, conversations=read, out=out)
+    assert isinstance(read, Conversations) and isinstance(made, Dialogs)
     return made
 
 
@@ -118,7 +122,7 @@ def test_parts_are_a_partition_of_clusters_and_as_large_as_asked(contents: list[
     # Ten talks that share nothing are enough for validation and test of at most fifty.
     dialogs = [talk_of(*own) for own in contents] + [talk_of(f"alone {'abcdefghij'[i] * 9}", "reply") for i in range(10)]
     rules, asked = Rules(seed=seed), Asked(dialogs)
-    divided = split(asked, rules)
+    divided = divide(asked, rules)
     wanted = sizes(len(dialogs), rules.shares)
     assert [int((divided.part == part).sum()) for part in range(3)] == list(wanted)
     for number in set(divided.cluster.tolist()):
@@ -130,19 +134,19 @@ def test_parts_are_a_partition_of_clusters_and_as_large_as_asked(contents: list[
 @pytest.mark.requirement("R010")
 def test_the_split_follows_from_seed_and_content_not_from_the_order_of_the_input() -> None:
     dialogs = [talk_of(f"question {i * 7919} {i % 5}", f"answer {i}", "ok", "bye") for i in range(200)]
-    one = split(Asked(dialogs), Rules(seed=3))
+    one = divide(Asked(dialogs), Rules(seed=3))
     part = {content_key(dialog): int(own) for dialog, own in zip(dialogs, one.part, strict=True)}
     mixed = list(dialogs)
     random.Random(1).shuffle(mixed)
-    again = split(Asked(mixed), Rules(seed=3))
+    again = divide(Asked(mixed), Rules(seed=3))
     assert {content_key(dialog): int(own) for dialog, own in zip(mixed, again.part, strict=True)} == part
-    assert not np.array_equal(split(Asked(dialogs), Rules(seed=4)).part, one.part)
+    assert not np.array_equal(divide(Asked(dialogs), Rules(seed=4)).part, one.part)
 
 
 @pytest.mark.requirement("R010")
 def test_a_group_is_never_torn_apart() -> None:
     dialogs = [talk_of(f"{i} {i * i} {'xyz'[i % 3] * (i % 17)}", "reply", group=f"customer {i // 3}") for i in range(150)]
-    part = split(Asked(dialogs), Rules()).part
+    part = divide(Asked(dialogs), Rules()).part
     for start in range(0, 150, 3):
         assert len(set(part[start : start + 3].tolist())) == 1
     assert abs(int((part == TEST).sum()) - 15) <= 1
@@ -151,7 +155,7 @@ def test_a_group_is_never_torn_apart() -> None:
 @pytest.mark.requirement("R010")
 def test_large_groups_come_as_near_to_the_shares_as_they_can() -> None:
     groups = [[talk_of(f"{group} {i * 7907}", "reply", group=str(group)) for i in range(11 if group else 1)] for group in range(10)]
-    part = split(Asked([dialog for own in groups for dialog in own]), Rules()).part
+    part = divide(Asked([dialog for own in groups for dialog in own]), Rules()).part
     assert sorted(int((part == p).sum()) for p in (VALIDATION, TEST)) == [11, 12]
 
 
@@ -159,7 +163,7 @@ def test_large_groups_come_as_near_to_the_shares_as_they_can() -> None:
 def test_what_everybody_says_does_not_make_one_cluster_and_is_reported() -> None:
     dialogs = [talk_of(f"{'abcdefghijklmnop'[i % 16] * 5} opens {i * 7907}", "reply", "yes", "bye") for i in range(100)]
     asked, rules = Asked(dialogs), Rules()
-    divided = split(asked, rules)
+    divided = divide(asked, rules)
     found = measured(asked, divided.part, rules, [1] * 100)
     assert divided.refused == ("yes",)
     assert [int((divided.part == part).sum()) for part in (TRAIN, VALIDATION, TEST)] == [80, 10, 10]
@@ -355,12 +359,15 @@ def test_the_bytes_of_the_sources_are_part_of_the_address(tmp_path: Path) -> Non
     path = written(tmp_path / "chat.jsonl", rows(30))
     home, stage = Home(tmp_path / "runs"), load_stage("collect")
     config = CollectConfig(sources=(str(path),))
-    run = plan(stage, {"collect": config, "seed": 0}, {}, home)
+    run = plan(stage, {"collect": config}, {}, home)
     made = execute(run)
-    assert isinstance(made, Dialogs) and made.manifest["metrics"]["counts"]["kept"] == 30
-    assert plan(stage, {"collect": config, "seed": 0}, {}, home) == run and plan(stage, {"collect": config, "seed": 1}, {}, home) != run
+    assert isinstance(made, Conversations) and made.manifest["metrics"]["counts"]["kept"] == 30
+    assert plan(stage, {"collect": config}, {}, home) == run
+    dividing, split_config = load_stage("split"), SplitConfig()
+    seeds = [plan(dividing, {"split": split_config, "seed": seed}, {"conversations": made}, home) for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1] != seeds[2]
     written(path, rows(31))
-    other = plan(stage, {"collect": config, "seed": 0}, {}, home)
+    other = plan(stage, {"collect": config}, {}, home)
     assert other != run
     written(path, rows(32))
     with pytest.raises(ResumeError, match=r"chat\.jsonl"):
@@ -378,19 +385,20 @@ def test_a_format_and_its_settings_can_be_named_in_a_recipe(tmp_path: Path) -> N
     out = tmp_path / "out"
     out.mkdir()
     made = collect(config=config, out=out)
-    assert isinstance(made, Dialogs) and {d.messages[0].role for d in made.read("train")} == {"assistant"}
+    assert isinstance(made, Conversations) and {d.messages[0].role for d in made.read()} == {"assistant"}
     with pytest.raises(SettingError, match="transcript"):
         validate(CollectConfig, {"format": "transcrip"}, prefix="collect")
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("splits", [0.8, 0.1, 0.2]), ("splits", [1.0, 0.0, 0.0]), ("sources", []), ("encoding", "klingon"),
-    ("near_duplicate_threshold", 1.5), ("question_length", 0),
+@pytest.mark.parametrize(("section", "setting", "value"), [
+    ("split", "shares", [0.8, 0.1, 0.2]), ("split", "shares", [1.0, 0.0, 0.0]), ("collect", "sources", []),
+    ("collect", "encoding", "klingon"), ("split", "near_duplicate_threshold", 1.5), ("split", "question_length", 0),
+    ("clean", "processes", 0), ("clean", "cleaners", ["no_such_cleaner"]), ("balance", "repeat", 0), ("augment", "variants", 0),
 ])  # fmt: skip
-def test_a_setting_outside_its_limits_is_told_with_its_path(setting: str, value: object) -> None:
+def test_a_setting_outside_its_limits_is_told_with_its_path(section: str, setting: str, value: object) -> None:
     with pytest.raises(SettingError) as caught:
-        validate(CollectConfig, {setting: value}, prefix="collect")
-    assert (caught.value.path or "").startswith(f"collect.{setting}")
+        Recipe.read({section: {setting: value}})
+    assert (caught.value.path or "").startswith(f"{section}.{setting}")
 
 
 def test_the_format_and_the_counts_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

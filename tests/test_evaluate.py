@@ -65,7 +65,7 @@ def report(home: Path) -> Report:
         }
     )  # fmt: skip
     place, made = Home(home / "runs"), []
-    for name in ("collect", "prepare", "train", "evaluate"):
+    for name in ("collect", "split", "prepare", "train", "evaluate"):
         stage = load_stage(name)
         inputs = {
             parameter: next((a for a in made if isinstance(a, kind)), None) if not (optional and name == "train") else None

@@ -47,7 +47,7 @@ def domain(base: Result) -> Result:
     place = base.run.parent.parent / "orders.txt"
     orders = "Anna: order {n} boxes of {t} for me\nBot: your order of {t} is on its way.\nAnna: how much are they?\nBot: {n} coins.\n"
     place.write_text("\n".join(orders.format(n=2 + number % 7, t=thing) for number, thing in enumerate(THINGS)), "utf-8")
-    settings = {"collect": {"sources": str(place), "splits": [0.5, 0.25, 0.25]}, "prepare": {"tokenizer": str(base.runs["prepare"])}}
+    settings = {"collect": {"sources": str(place)}, "split": {"shares": [0.5, 0.25, 0.25]}, "prepare": {"tokenizer": str(base.runs["prepare"])}}
     return run(settings, home=base.run.parent, until="prepare")
 
 
@@ -299,7 +299,7 @@ def judged(base: Result, domain: Result) -> Path:
     checkpoint = execute(out)
     stage = load_stage("evaluate")
     recipe = Recipe.read({"evaluate": {"general": str(place), "general_dialogs": 20, "replies": 2, "baselines": ["most_frequent"]}})
-    dialogs, tokens = load_stage("collect").output.open(domain.runs["collect"]), TokenSet.open(domain.runs["prepare"])
+    dialogs, tokens = load_stage("split").output.open(domain.runs["split"]), TokenSet.open(domain.runs["prepare"])
     inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}
     return execute(plan(stage, recipe.of(stage), inputs, Home(base.run.parent))).path
 
@@ -340,7 +340,7 @@ def test_what_it_learned_from_is_no_measure_of_forgetting(base: Result, domain: 
 
     stage = load_stage("evaluate")
     checkpoint = next(Checkpoint.open(run) for run in Home(base.run.parent).runs() if run.name == _judged_run(judged))
-    dialogs, tokens = load_stage("collect").output.open(domain.runs["collect"]), TokenSet.open(domain.runs["prepare"])
+    dialogs, tokens = load_stage("split").output.open(domain.runs["split"]), TokenSet.open(domain.runs["prepare"])
     own = str(base.run.parent.parent / "orders.txt")
     recipe = Recipe.read({"evaluate": {"general": own, "replies": 0, "baselines": ["most_frequent"]}})
     inputs = {"dialogs": dialogs, "tokens": tokens, "checkpoint": checkpoint}

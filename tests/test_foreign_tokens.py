@@ -584,7 +584,7 @@ def test_preparing_with_a_foreign_tokenizer_gives_its_ids_and_weights(
     kinds["gpt2"][0].save(tmp_path)
     recipe = {"collect": {"sources": str(raw_logs)}, "prepare": {"tokenizer": str(tmp_path), "targets": "assistant"}}
     told = chattune.run(recipe, home=tmp_path / "runs", until="prepare")
-    tokens, dialogs = TokenSet.open(told.runs["prepare"]), Dialogs.open(told.runs["collect"])
+    tokens, dialogs = TokenSet.open(told.runs["prepare"]), Dialogs.open(told.runs["split"])
     split, other = tokens.split("train"), transformers.AutoTokenizer.from_pretrained(tokens.path)
     for number, dialog in enumerate(dialogs.read("train")):
         plain = [{"role": m.role, "content": m.content} for m in dialog.messages]

@@ -174,7 +174,7 @@ def test_a_recipe_goes_from_an_imported_model_to_a_report(source: Path, raw_logs
         "train": {"steps": 4, "context": 64, "batch_tokens": 256},
     }  # fmt: skip
     told = chattune.run(recipe, [*settings, "train.steps=4", "train.batch_tokens=256"], home=tmp_path / "runs", name="tuned")
-    assert [*told.runs] == ["import", "collect", "prepare", "train", "evaluate"]
+    assert [*told.runs] == ["import", "collect", "split", "prepare", "train", "evaluate"]
     question = files.read_json(told.runs["train"] / "plan.json")
     assert question["inputs"]["start"]["run"] == told.runs["import"].name
     assert question["config"]["model"]["width"] == 32

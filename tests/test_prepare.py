@@ -35,7 +35,7 @@ def some_dialogs(count: int, word: str, start: int = 0) -> list[list[Message]]:
     ]
 
 
-def collected(home: Home, made: Made, name: str = "collect-0000000000") -> Dialogs:
+def collected(home: Home, made: Made, name: str = "split-0000000000") -> Dialogs:
     """A finished `collect` run that holds `made`."""
     run = home.path / name
     run.mkdir(parents=True)
@@ -46,7 +46,7 @@ def collected(home: Home, made: Made, name: str = "collect-0000000000") -> Dialo
     outputs = {
         file.name: {"size": file.stat().st_size, "sha256": files.digest_of(file)} for file in sorted(run.glob("*.jsonl"))
     }  # fmt: skip
-    question = {"schema": 1, "stage": "collect", "config": {}, "inputs": {}, "sources": {}}
+    question = {"schema": 1, "stage": "split", "config": {}, "inputs": {}, "sources": {}}
     files.write_json(run / "plan.json", question)
     files.write_json(run / "manifest.json", {**question, "outputs": outputs, "metrics": {}, "seconds": 0.0})
     return Dialogs.open(run)

@@ -73,9 +73,9 @@ def test_finished_work_is_found_and_not_done_again(told: Result, raw_logs: Path)
 def test_a_changed_setting_redoes_only_what_depends_on_it(told: Result, raw_logs: Path) -> None:
     place = Home(told.run.parent)
     recipe = Recipe.read(_recipe(raw_logs), [*TINY, "train.steps=21"])
-    for name in ("collect", "prepare"):
+    for name in ("collect", "split", "prepare"):
         stage = load_stage(name)
-        made_from = story.inputs_from(stage, story.chain_up([told.runs["collect"]]))
+        made_from = story.inputs_from(stage, story.chain_up([told.runs["split"]]))
         found, _ = ask(stage, recipe.of(stage), made_from, place)
         assert found == told.runs[name]
     train = load_stage("train")
@@ -116,7 +116,7 @@ def test_a_model_with_one_flipped_byte_is_refused_and_the_file_named(told: Resul
 def test_a_story_cut_short_is_resumed_to_its_end(raw_logs: Path, told: Result, tmp_path: Path) -> None:
     home = tmp_path / "runs"
     first = chattune.run(_recipe(raw_logs), TINY, home=home, name="mine", until="prepare")
-    assert list(first.runs) == ["collect", "prepare"]
+    assert list(first.runs) == ["collect", "split", "prepare"]
     assert story.summary("mine", home)["stage"] == "prepare"
     finished = story.resume("mine", home=home)
     assert finished.runs == first.runs  # it was asked for until prepare, and resume does what was asked
@@ -228,7 +228,7 @@ def test_the_dial_fills_what_was_left_open_and_nothing_else() -> None:
         ("seed: many\n", [], "r.yaml:1: seed: 'many': input should be a valid integer, unable to parse string as an integer."),
         ("train:\n  regularizers: [emma]\n", [], "r.yaml:2: train.regularizers.0: 'emma': regularizers has no part called 'emma'. "),
         ("train:\n  regularizers:\n  - ema: {decay: 2}\n", [], "r.yaml:3: train.regularizers.ema.decay: 2: input should be less "),
-        ("collect:\n  splits: [1, 1, 1]\n", [], "r.yaml:2: collect.splits: "),
+        ("split:\n  shares: [1, 1, 1]\n", [], "r.yaml:2: split.shares: "),
         ("", ["train.optimizer.lrr=1"], "train.optimizer.lrr: no setting is called 'lrr'. Did you mean 'lr'?"),
         ("train:\n  steps: 5\n", ["train.steps.more=1"], "train.steps.more: 'train.steps' is a value and has no settings."),
     ],

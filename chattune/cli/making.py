@@ -116,7 +116,7 @@ def export(
 def collect(
     *files_and_settings: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
 ) -> Answer:
-    """Read conversations from files, and split them without leaks.
+    """Read conversations from files, clean them as the recipe says, and split them without leaks.
 
     Parameters
     ----------
@@ -124,8 +124,71 @@ def collect(
         files of conversations; settings to change, as ``path=value``
     """
     sources, overrides = _sorted_out(files_and_settings)
-    named: dict[str, Any] = {"collect": {"sources": sources}} if sources else {}
-    return _one("collect", (), overrides, recipe, name, common, named)
+    chosen = story.Recipe.read(recipe or ({"collect": {"sources": sources}} if sources else {}), overrides)
+    if recipe and sources:
+        raise UsageError("give files or a recipe, not both.", rule="one source of conversations", hint="Put the files into the recipe.")
+    told = story.run(chosen, home=common.home, name=name, until=story.DATA[-1]).summary
+    return Answer(evaluation_card(told), told)
+
+
+def clean(
+    conversations: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Clean collected conversations; every change is counted, with examples.
+
+    Parameters
+    ----------
+    conversations
+        a collect or clean run
+    overrides
+        settings to change, as ``path=value``: ``clean.cleaners=[text_repair,personal_data]``
+    """
+    return _one("clean", [conversations], overrides, recipe, name, common)
+
+
+def split(
+    conversations: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Divide conversations into training, validation and test without leaks.
+
+    Parameters
+    ----------
+    conversations
+        a collect or clean run
+    overrides
+        settings to change, as ``path=value``
+    """
+    return _one("split", [conversations], overrides, recipe, name, common)
+
+
+def balance(
+    dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Draw the training split anew, so that no kind of dialog drowns the others.
+
+    Parameters
+    ----------
+    dialogs
+        a split, balance or augment run
+    overrides
+        settings to change, as ``path=value``: ``balance.balancer=…``
+    """
+    return _one("balance", [dialogs], overrides, recipe, name, common)
+
+
+def augment(
+    dialogs: str, /, *overrides: str, recipe: RecipeOption = None, name: Name = None, common: Common = USUAL,
+) -> Answer:
+    """Put variants of training dialogs beside them.
+
+    Parameters
+    ----------
+    dialogs
+        a split, balance or augment run
+    overrides
+        settings to change, as ``path=value``: ``augment.augmentations=[…]``
+    """
+    return _one("augment", [dialogs], overrides, recipe, name, common)
 
 
 def prepare(
@@ -137,7 +200,7 @@ def prepare(
     Parameters
     ----------
     dialogs
-        a collect run
+        a run of `chattune collect`
     overrides
         settings to change, as ``path=value``
     """
@@ -204,6 +267,13 @@ def resume(
     return Answer(evaluation_card(result.summary), result.summary)
 
 
+_ASKING = {
+    "clean": "Name cleaners: clean.cleaners=[…] (`chattune list cleaners` shows all).",
+    "balance": "Name a balancer or a size: balance.balancer=… (`chattune list balancers` shows all).",
+    "augment": "Name augmentations: augment.augmentations=[…] (`chattune list augmentations` shows all).",
+}
+
+
 def _one(
     stage_name: str, references: Sequence[str], overrides: Sequence[str], recipe: str | None, name: str | None, common: Common,
     more: Mapping[str, Any] | None = None, start: str | None = None, inputs: Mapping[str, Artifact | None] | None = None,
@@ -214,8 +284,11 @@ def _one(
     stage, home = load_stage(stage_name), Home(common.home)
     begun = None if start is None else story.checkpoint_of(home.find(start))
     chosen = story.Recipe.read(recipe or more or {}, overrides, begun)
-    if recipe and more:
-        raise UsageError("give files or a recipe, not both.", rule="one source of conversations", hint="Put the files into the recipe.")
+    if stage_name in story.DATA and getattr(chosen.sections[stage_name], "idle", bool)():
+        raise UsageError(
+            f"{stage_name} has nothing to do.", path=stage_name, rule=f"a setting of {stage_name} that asks for something",
+            hint=_ASKING[stage_name],
+        )
     found = [home.find(reference) for reference in references]
     explicit: dict[str, Artifact | None] = {parameter: artifact for parameter, artifact in (inputs or {}).items() if artifact}
     explicit |= {"start": None} if "start" in stage.inputs else {}

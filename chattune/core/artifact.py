@@ -62,6 +62,17 @@ class Artifact:
         """What the outputs hold: sha256 over their names and digests."""
         return files.digest_of_data(self.manifest["outputs"])
 
+    def manifests(self) -> list[dict[str, Any]]:
+        """Its manifest behind those of the runs that it was made from, each once, the first inputs first."""
+        found: dict[str, dict[str, Any]] = {}
+        waiting = [self.path]
+        while waiting:
+            run = waiting.pop()
+            if run.name not in found:
+                found[run.name] = files.read_json(run / MANIFEST)
+                waiting += [run.parent / Path(entry["run"]).name for entry in found[run.name]["inputs"].values()]
+        return [*reversed(found.values())]
+
     def verify(self) -> None:
         """Read every output and compare it with the manifest; `CorruptError` names the first that differs."""
         for name, expected in self.manifest["outputs"].items():

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from chattune.core.errors import ArtifactError, CorruptError, SpaceError
 
@@ -39,12 +39,18 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Replace `path` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
-    content = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path, mode) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end, whole or not at all."""
     with telling_space(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, mode)

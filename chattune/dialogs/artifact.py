@@ -1,29 +1,119 @@
-"""`Dialogs`: what `collect` gives: three split files, what was dropped and why, and the counts."""
+"""`Conversations`: dialogs in one file, as they were read or cleaned. `Dialogs`: the same in three splits.
+
+Both carry the account of everything before them: what was read, what is kept, and what was dropped for which reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from chattune.core import files
 from chattune.core.artifact import Artifact
-from chattune.dialogs.dialog import Dialog
+from chattune.dialogs.dialog import Dialog, Drop
 
 SPLITS = ("train", "validation", "test")
+ALL, DROPPED, COPIES = "conversations.jsonl", "dropped.jsonl", "copies.json"
 
 
-class Dialogs(Artifact):
-    """``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``dropped.jsonl`` and ``summary.json`` (counts and split)."""
+class Stored:
+    """The dialogs of one file of ours, streamed as often as they are asked for."""
 
-    stage: ClassVar[str] = "collect"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def read(self, split: str) -> Iterator[Dialog]:
-        """The dialogs of one split in their stored order, streamed."""
-        for data in files.read_lines_of_json(self.path / f"{split}.jsonl"):
-            yield Dialog.from_dict(data)
+    def __iter__(self) -> Iterator[Dialog]:
+        return map(Dialog.from_dict, files.read_lines_of_json(self.path))
 
+    @cached_property
+    def _count(self) -> int:
+        with self.path.open("rb") as file:
+            return sum(1 for _ in file)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, dialog: object) -> bool:
+        return any(own == dialog for own in self)
+
+
+class _Accounted(Artifact):
     @property
     def summary(self) -> dict[str, Any]:
-        """``{"counts": {"read", "kept", "dropped": {reason: n}}, "split": {…}, "sources": […]}``."""
+        """``{"counts": {"read", "kept", "dropped": {reason: n}}, "messages": …, "sources": […], …}``."""
         summary: dict[str, Any] = files.read_json(self.path / "summary.json")
         return summary
+
+    def drops(self) -> Iterator[Drop]:
+        """Everything that was left out on the way to these dialogs, in the order of the stages."""
+        for data in files.read_lines_of_json(self.path / DROPPED):
+            yield Drop(**data)
+
+
+class Conversations(_Accounted):
+    """``conversations.jsonl``, ``dropped.jsonl``, ``copies.json`` (how often what is kept once was read) and ``summary.json``."""
+
+    stage: ClassVar[str] = "collect"
+    also: ClassVar[tuple[str, ...]] = ("clean",)
+
+    def read(self) -> Stored:
+        """The dialogs in the order in which they were read."""
+        return Stored(self.path / ALL)
+
+    def copies(self) -> dict[str, int]:
+        """How often a dialog was read, by its id, where that was more than once."""
+        copies: dict[str, int] = files.read_json(self.path / COPIES)
+        return copies
+
+
+class Dialogs(_Accounted):
+    """``train.jsonl``, ``validation.jsonl``, ``test.jsonl``, ``dropped.jsonl`` and ``summary.json`` (counts and split)."""
+
+    stage: ClassVar[str] = "split"
+    also: ClassVar[tuple[str, ...]] = ("balance", "augment")
+
+    def read(self, split: str) -> Stored:
+        """The dialogs of one split in their stored order, streamed."""
+        return Stored(self.path / f"{split}.jsonl")
+
+
+def write_dialogs(path: Path, dialogs: Iterable[Dialog]) -> int:
+    """Write dialogs as they come, one a line, and put them to `path` when all are there; how many they were."""
+    count = 0
+    with files.replacing(path) as file:
+        for dialog in dialogs:
+            file.write(_line(dialog.as_dict()))
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def writing_drops(path: Path, before: Iterable[Drop] = ()) -> Iterator[Callable[[Drop], None]]:
+    """What puts one `Drop` after the other, behind those of `before`, into a file that stands at `path` at the end."""
+    with files.replacing(path) as file:
+
+        def put(drop: Drop) -> None:
+            file.write(_line(asdict(drop)))
+
+        for drop in before:
+            put(drop)
+        yield put
+
+
+def accounted(before: Mapping[str, Any], kept: int, drops: Mapping[str, int]) -> dict[str, Any]:
+    """The counts after a stage that dropped so many more for each reason. What does not add up is a defect of ours."""
+    reasons = Counter(before["dropped"]) + Counter(drops)
+    if before["read"] != kept + sum(reasons.values()):
+        raise AssertionError(f"{before['read']} read, {kept} kept, {dict(reasons)} dropped: something was lost silently")
+    return {"read": before["read"], "kept": kept, "dropped": dict(sorted(reasons.items()))}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    # Metadata and details may hold half of a surrogate pair, which only its escape can stand for.
+    return f"{json.dumps(row, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")

@@ -81,7 +81,7 @@ class Split:
     refused: tuple[str, ...]
 
 
-def split(asked: Asked, rules: Rules) -> Split:
+def divide(asked: Asked, rules: Rules) -> Split:
     """Part of each dialog: shares of the whole to ±1 wherever the clusters allow it. `DataError` below ten clusters."""
     cluster, refused, different = clusters_of(asked, rules)
     found = min(len(np.unique(cluster)), different)

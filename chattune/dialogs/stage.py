@@ -1,12 +1,14 @@
-"""The `collect` stage: from files of conversations to three splits without leaks, with a count for everything left out."""
+"""Stages of data: `collect` reads conversations, `clean` cleans them, `split` divides them without leaks, `balance` and `augment`
+work on what is trained on. Each has its own run, so that what did not change is found; each counts everything that it left out.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,24 @@ from pydantic import field_validator
 
 from chattune.core import files
 from chattune.core.errors import DataError
-from chattune.core.part import Settings, kind, setting
+from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
-from chattune.dialogs.artifact import SPLITS, Dialogs
-from chattune.dialogs.detect import detect
+from chattune.dialogs.artifact import ALL, COPIES, DROPPED, SPLITS, Conversations, Dialogs, accounted, write_dialogs, writing_drops
+from chattune.dialogs.augmentations import Augmentation
+from chattune.dialogs.balancers import Balancer
+from chattune.dialogs.cleaners import Cleaner
 from chattune.dialogs.dialog import Dialog, Drop
+from chattune.dialogs.gathering import Account, Wanted, gathered
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.shape import MessageCounts, Shaped, content_key, shaped
-from chattune.dialogs.sources import SourceFile, source_files
+from chattune.dialogs.sources import source_files
 from chattune.dialogs.text import known_encoding
 
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class CollectConfig(Settings):
-    """Where conversations come from and how they are divided."""
+    """Where conversations come from."""
 
     sources: tuple[str, ...] = setting(
         ("chatterbot-english", "chitchat"),
@@ -37,13 +41,6 @@ class CollectConfig(Settings):
     )
     format: Reader | None = setting(None, "reader for all files of your own; none: each file's format is detected and said")
     encoding: str = setting("utf-8", "encoding of the files; a byte order mark may stand or not, gzip is unpacked")
-    splits: tuple[float, float, float] = setting((0.8, 0.1, 0.1), "shares of training, validation and test; their sum is 1")
-    question_length: int = setting(
-        1, "characters from which a later user message may not stand both in training and in test; the opening one never does", low=1
-    )
-    near_duplicate_threshold: float = setting(
-        0.7, "questions are near-duplicates from this Jaccard similarity of character 5-grams on", low=0.3, high=1.0
-    )
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -62,60 +59,158 @@ class CollectConfig(Settings):
     def _known_encoding(cls, value: str) -> str:
         return known_encoding(value)
 
-    @field_validator("splits")
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of each source file, by the name under which it is known in what we write."""
+        return {file.shown: files.digest_of(file.path) for file in source_files(self.sources)}
+
+    def wanted(self) -> Wanted:
+        """The same for `gathering`."""
+        return Wanted(self.sources, self.format, self.encoding)
+
+
+class CleanConfig(Settings):
+    """What is changed in conversations, or leaves them out, before they are divided."""
+
+    cleaners: tuple[Cleaner, ...] = setting((), "cleaners, applied in this order; none: everything stays as it was read")
+    processes: int | None = setting(None, "processes that clean side by side; none: one for each core. The result is the same", low=1)
+
+    @field_validator("cleaners", mode="before")
+    @classmethod
+    def _as_parts(cls, value: Any) -> Any:
+        return part_list(value)
+
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.cleaners
+
+
+class SplitConfig(Settings):
+    """How conversations are divided."""
+
+    shares: tuple[float, float, float] = setting((0.8, 0.1, 0.1), "shares of training, validation and test; their sum is 1")
+    question_length: int = setting(
+        1, "characters from which a later user message may not stand both in training and in test; the opening one never does", low=1
+    )
+    near_duplicate_threshold: float = setting(
+        0.7, "questions are near-duplicates from this Jaccard similarity of character 5-grams on", low=0.3, high=1.0
+    )
+
+    @field_validator("shares")
     @classmethod
     def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(value) <= 0 or abs(sum(value) - 1) > 1e-6:
             raise ValueError("should be three shares above 0 with the sum 1, such as [0.8, 0.1, 0.1]")
         return value
 
-    def fingerprint(self) -> dict[str, str]:
-        """sha256 of each source file, by the name under which it is known in what we write."""
-        return {file.shown: files.digest_of(file.path) for file in source_files(self.sources)}
+
+class BalanceConfig(Settings):
+    """How often each dialog of the training split is trained on."""
+
+    balancer: Balancer | None = setting(None, "what weighs the dialogs; none: each is there once")
+    size: int | None = setting(None, "dialogs that the training split is to have; none: as many as it has", low=1)
+    repeat: int | None = setting(None, "times that a dialog may be there at the most; none: as often as its weight says", low=1)
+
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.balancer is None and self.size is None
 
 
-@dataclass
-class _Account:
-    """What was read and what became of it."""
+class AugmentConfig(Settings):
+    """Variants of training dialogs."""
 
-    read: int = 0
-    dropped: list[Drop] = field(default_factory=list)
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    copies: Counter[str] = field(default_factory=Counter)
-    messages: MessageCounts = field(default_factory=MessageCounts)
+    augmentations: tuple[Augmentation, ...] = setting((), "augmentations, applied to a dialog in this order; none: no variants")
+    variants: int = setting(1, "variants made of each training dialog", low=1, high=100)
+    originals: bool = setting(True, "whether the dialogs stay beside their variants")
 
-    def counts(self, kept: int) -> dict[str, Any]:
-        reasons = Counter(drop.reason for drop in self.dropped)
-        if self.read != kept + sum(reasons.values()):
-            raise AssertionError(f"{self.read} read, {kept} kept, {reasons} dropped: something was lost silently")
-        return {"read": self.read, "kept": kept, "dropped": dict(sorted(reasons.items()))}
+    @field_validator("augmentations", mode="before")
+    @classmethod
+    def _as_parts(cls, value: Any) -> Any:
+        return part_list(value)
+
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.augmentations
 
 
 @stage
-def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
-    """Read every source, bring dialogs into their normal shape, leave duplicates out, and split by cluster."""
+def collect(*, config: CollectConfig, out: Path) -> Conversations:
+    """Read every source, bring dialogs into their normal shape, and leave repetitions out."""
+    account = Account()
+    with writing_drops(out / DROPPED) as put:
+        kept = write_dialogs(out / ALL, _kept(gathered(config.wanted(), account), put))
+        if not kept:
+            (out / ALL).unlink()
+            raise DataError(
+                f"nothing usable among {account.read} conversations: {_told(account.reasons)}.", path=", ".join(config.sources),
+                rule="at least one conversation with a reply", hint="Is this the right format? Name it with collect.format=….",
+            )
+    files.write_json(out / COPIES, account.repeated)
+    summary = {
+        "asked": list(config.sources),
+        "counts": accounted({"read": account.read, "dropped": {}}, kept, account.reasons),
+        "messages": asdict(account.messages),
+        "sources": account.sources,
+    }
+    keep_summary(out, summary)
+    _say_sources(summary)
+    return Conversations(out)
+
+
+@stage
+def clean(*, config: CleanConfig, conversations: Conversations, out: Path) -> Conversations:
+    """Apply the cleaners in their order; every change is counted, with examples, and everything left out has its reason."""
+    from chattune.dialogs.cleaning import cleaned
+
+    before = conversations.summary
+    cores = config.processes or len(os.sched_getaffinity(0))
+    with writing_drops(out / DROPPED, conversations.drops()) as put:
+        found = cleaned(conversations.read(), config.cleaners, out / ALL, put, cores)
+        kept = found.kept
+        if not kept:
+            (out / ALL).unlink()
+            raise DataError(
+                f"the cleaners leave nothing of {before['counts']['kept']} conversations: {_told(found.reasons)}.",
+                path="clean.cleaners", value=[tally.name for tally in found.tallies], rule="at least one conversation left",
+                hint=f"Leave out {max(found.tallies, key=lambda tally: tally.dropped.total()).name}, or loosen its settings.",
+            )
+    files.write_json(out / COPIES, conversations.copies())
+    messages = dict(before["messages"])
+    gone = {"empty": found.emptied, "joined": found.joined, "dropped": found.messages_dropped}
+    messages |= {name: messages[name] + count for name, count in gone.items()}
+    messages["kept"] -= sum(gone.values())
+    summary = {
+        **before,
+        "counts": accounted(before["counts"], kept, found.reasons),
+        "messages": messages,
+        "cleaners": [*before.get("cleaners", []), *(tally.as_dict() for tally in found.tallies)],
+    }
+    keep_summary(out, summary)
+    for tally in found.tallies:
+        lost = f", dropped {_told(tally.dropped)}" if tally.dropped else ""
+        talk().print(f"clean    {tally.name}: changed {tally.changed} of {tally.seen} dialogs{lost}", markup=False)
+    return Conversations(out)
+
+
+@stage
+def split(*, config: SplitConfig, seed: int = 0, conversations: Conversations, out: Path) -> Dialogs:
+    """Divide conversations by cluster of questions, and measure what of the test stands in training."""
     import numpy as np
 
-    from chattune.dialogs.split import Asked, Rules, measured, split
+    from chattune.dialogs.split import Asked, Rules, divide, measured
 
-    account = _Account()
-    dialogs = list(_gathered(config, account))
-    copies = [account.copies[content_key(dialog)] for dialog in dialogs]
-    if not dialogs:
-        raise DataError(
-            f"nothing usable among {account.read} conversations: {_told(Counter(drop.reason for drop in account.dropped))}.",
-            path=", ".join(config.sources), rule="at least one conversation with a reply",
-            hint="Is this the right format? Name it with collect.format=….",
-        )
-    rules = Rules(config.splits, config.near_duplicate_threshold, config.question_length, seed)
+    before, repeated = conversations.summary, conversations.copies()
+    dialogs = list(conversations.read())
+    copies = [repeated.get(dialog.id, 1) for dialog in dialogs]
+    rules = Rules(config.shares, config.near_duplicate_threshold, config.question_length, seed)
     asked = Asked(dialogs)
-    divided = split(asked, rules)
+    divided = divide(asked, rules)
     parts = {name: [dialogs[i] for i in np.flatnonzero(divided.part == index)] for index, name in enumerate(SPLITS)}
     for name, own in parts.items():
-        _write(out / f"{name}.jsonl", (dialog.as_dict() for dialog in own))
-    _write(out / "dropped.jsonl", (asdict(drop) for drop in account.dropped))
+        write_dialogs(out / f"{name}.jsonl", own)
+    with writing_drops(out / DROPPED, conversations.drops()):
+        pass
     summary = {
-        "counts": account.counts(len(dialogs)),
+        **before,
         "split": {
             **{name: len(own) for name, own in parts.items()},
             **measured(asked, divided.part, rules, copies),
@@ -123,74 +218,70 @@ def collect(*, config: CollectConfig, seed: int = 0, out: Path) -> Dialogs:
             "largest_cluster": max(Counter(divided.cluster.tolist()).values()),
             "not_joined": {"questions": len(divided.refused), "examples": list(divided.refused[-5:])},
         },
-        "messages": asdict(account.messages),
         "shapes": {name: _shape_of(own) for name, own in parts.items()},
-        "sources": account.sources,
     }
     keep_summary(out, summary)
-    _say(summary, config.splits)
+    _say_split(summary, config.shares)
     return Dialogs(out)
 
 
-def read_sources(config: CollectConfig) -> Iterator[Dialog | Drop]:
-    """Everything in the sources as it is read, before anything is shaped, left out or divided."""
-    for file in source_files(config.sources):
-        yield from _reader(file, config).read(file.path)
+@stage
+def balance(*, config: BalanceConfig, seed: int = 0, dialogs: Dialogs, out: Path) -> Dialogs:
+    """Draw the training split anew by the balancer's weights; validation and test stay as they are."""
+    import numpy as np
+
+    from chattune.core.seeds import generator
+    from chattune.dialogs.balancing import again, kinds, times
+
+    train = list(dialogs.read("train"))
+    weights = np.ones(len(train)) if config.balancer is None else config.balancer.weights(train, seed)
+    often = times(weights, config.size or len(train), config.repeat, generator(seed, "balance"))
+    drawn = (again(dialog, number) for dialog, count in zip(train, often.tolist(), strict=True) for number in range(count))
+    _with_train(dialogs, drawn, out)
+    before = dialogs.summary
+    told = {
+        "balancer": None if config.balancer is None else config.balancer.name, "before": len(train), "after": int(often.sum()),
+        "left_out": int((often == 0).sum()), "repeated": int((often > 1).sum()),
+        "kinds": kinds(train, often),
+    }  # fmt: skip
+    keep_summary(out, {**before, "split": {**before["split"], "train": int(often.sum())}, "balance": told})
+    talk().print(
+        f"balance  train {told['before']} → {told['after']} dialogs, {told['left_out']} left out, {told['repeated']} repeated",
+        markup=False,
+    )
+    return Dialogs(out)
 
 
-def _gathered(config: CollectConfig, account: _Account) -> Iterator[Dialog]:
-    """Every dialog that is kept, shaped, with an id of its own; the rest is put to account."""
-    said: dict[str, str] = {}
-    ids: set[str] = set()
-    for file in source_files(config.sources):
-        reader = _reader(file, config)
-        before, lost, kept = account.read, len(account.dropped), 0
-        for item in reader.read(file.path):
-            account.read += 1
-            found = shaped(item) if isinstance(item, Dialog) else item
-            if isinstance(found, Shaped):
-                key, dialog = content_key(found.dialog), found.dialog
-                account.copies[key] += 1
-                if key not in said:
-                    said[key] = _own_id(dialog.id, ids)
-                    account.messages.add(dialog, found.empty, found.joined)
-                    kept += 1
-                    yield replace(dialog, id=said[key], source=file.source, file=file.shown)
-                    continue
-                found = Drop("duplicate", file.shown, dialog.line, f"{dialog.id} says the same as {said[key]}")
-            if isinstance(item, Dialog):
-                account.messages.drop(item)
-            account.dropped.append(replace(found, file=file.shown))
-        if account.read == before:
-            raise DataError(f"holds no conversation that {reader.name} can read.", path=file.shown, rule="at least one conversation",
-                            hint="Name its format with collect.format=…, or leave the file out.")  # fmt: skip
-        read, dropped = account.read - before, len(account.dropped) - lost
-        account.sources.append({"file": file.shown, "format": reader.name, "read": read, "dialogs": kept, "dropped": dropped})
+@stage
+def augment(*, config: AugmentConfig, seed: int = 0, dialogs: Dialogs, out: Path) -> Dialogs:
+    """Put variants beside the dialogs of the training split; validation and test stay as they are."""
+    from chattune.dialogs.augmenting import Variants
+
+    found = Variants(dialogs.read("train"), config.augmentations, config.variants, seed)
+    rows = (item for own in found for item in ([own.dialog] if config.originals else []) + own.variants)
+    count = _with_train(dialogs, rows, out)
+    before = dialogs.summary
+    keep_summary(out, {**before, "split": {**before["split"], "train": count}, "augment": found.told()})
+    for told in found.told():
+        talk().print(f"augment  {told['augmentation']}: {told['changed']} variants, {told['share']:.1%} of the words", markup=False)
+    return Dialogs(out)
 
 
-def _own_id(wanted: str, taken: set[str]) -> str:
-    """`wanted`, with a number behind it when another dialog has it."""
-    own, number = wanted, 1
-    while own in taken:
-        number += 1
-        own = f"{wanted}~{number}"
-    taken.add(own)
-    return own
+def _with_train(dialogs: Dialogs, train: Iterable[Dialog], out: Path) -> int:
+    """The same dialogs with another training split; how many dialogs that has."""
+    for name in ("validation", "test"):
+        write_dialogs(out / f"{name}.jsonl", dialogs.read(name))
+    with writing_drops(out / DROPPED, dialogs.drops()):
+        pass
+    return write_dialogs(out / "train.jsonl", train)
 
 
-def _reader(file: SourceFile, config: CollectConfig) -> Reader:
-    if file.format is not None:
-        reader: Reader = kind("readers").load(file.format)()  # type: ignore[assignment]
-        return reader
-    if config.format is None:
-        return detect(file.path, config.encoding)
-    return config.format if config.encoding == "utf-8" else config.format.changed(encoding=config.encoding)
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-    # Metadata and details may hold half of a surrogate pair, which only its escape can stand for.
-    files.write_atomically(path, text.encode("utf-8", "backslashreplace"))
+def _kept(found: Iterable[Dialog | Drop], put: Callable[[Drop], None]) -> Iterator[Dialog]:
+    for item in found:
+        if isinstance(item, Dialog):
+            yield item
+        else:
+            put(item)
 
 
 def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
@@ -206,8 +297,7 @@ def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _say(summary: Mapping[str, Any], shares: Sequence[float]) -> None:
-    say = talk().print
+def _say_sources(summary: Mapping[str, Any]) -> None:
     by_format: dict[str, Counter[str]] = {}
     for source in summary["sources"]:
         name = source["file"] if len(summary["sources"]) <= 8 else str(Path(source["file"]).parent)
@@ -216,23 +306,27 @@ def _say(summary: Mapping[str, Any], shares: Sequence[float]) -> None:
         )
     for name, count in by_format.items():
         many = f" in {count['files']} files" if count["files"] > 1 else ""
-        say(f"collect  {name}{many}, {count['kept']} of {count['read']} dialogs kept", markup=False)
-    counts, found = summary["counts"], summary["split"]
-    say(f"collect  read {counts['read']}, kept {counts['kept']}, dropped {_told(counts['dropped'])}", markup=False)
-    say(f"collect  train {found['train']}, validation {found['validation']}, test {found['test']} dialogs", markup=False)
+        talk().print(f"collect  {name}{many}, {count['kept']} of {count['read']} dialogs kept", markup=False)
+    counts = summary["counts"]
+    talk().print(f"collect  read {counts['read']}, kept {counts['kept']}, dropped {_told(counts['dropped'])}", markup=False)
+
+
+def _say_split(summary: Mapping[str, Any], shares: Sequence[float]) -> None:
     from chattune.dialogs.split import sizes
 
+    say, counts, found = talk().print, summary["counts"], summary["split"]
+    say(f"split    train {found['train']}, validation {found['validation']}, test {found['test']} dialogs", markup=False)
     wanted = sizes(counts["kept"], shares)
     if any(abs(found[name] - count) > 1 for name, count in zip(SPLITS, wanted, strict=True)):
-        say(f"collect  warning: clusters are too large for the shares asked for, which are {wanted} dialogs", markup=False)
+        say(f"split    warning: clusters are too large for the shares asked for, which are {wanted} dialogs", markup=False)
     if found["not_joined"]["questions"]:
         examples = ", ".join(repr(text[:40]) for text in found["not_joined"]["examples"])
         say(
-            f"collect  warning: {found['not_joined']['questions']} questions are too common to keep apart, such as {examples}",
+            f"split    warning: {found['not_joined']['questions']} questions are too common to keep apart, such as {examples}",
             markup=False,
         )
     say(
-        f"collect  test questions in training: {found['exact_overlap']:.2%} exactly, {found['near_duplicate_share']:.2%} nearly; "
+        f"split    test questions in training: {found['exact_overlap']:.2%} exactly, {found['near_duplicate_share']:.2%} nearly; "
         f"with a row-random split: {found['row_random_exact_overlap']:.1%}, {found['row_random_near_duplicate_share']:.1%}",
         markup=False,
     )  # fmt: skip

@@ -94,7 +94,7 @@ def _general(config: EvaluateConfig, dialogs: Dialogs, tokens: TokenSet) -> tupl
 
     if config.general == ():
         return None, (), ""
-    learned = set(dialogs.manifest["config"]["collect"]["sources"])
+    learned = set(dialogs.summary["asked"])
     sources = config.general or ((CHINESE,) if _chinese(dialogs) else (GENERAL,))
     if learned & set(sources):
         same = ", ".join(sorted(learned & set(sources)))
@@ -110,10 +110,10 @@ def _read(sources: tuple[str, ...]) -> list[Dialog]:
     """Every conversation of the sources that has a reply, shaped as training data is."""
     from chattune.dialogs.dialog import Dialog
     from chattune.dialogs.shape import Shaped, shaped
-    from chattune.dialogs.stage import CollectConfig, read_sources
+    from chattune.dialogs.gathering import Wanted, read_sources
 
     found, left = [], 0
-    for item in read_sources(CollectConfig(sources=sources)):
+    for item in read_sources(Wanted(sources)):
         whole = shaped(item) if isinstance(item, Dialog) else item
         if isinstance(whole, Shaped):
             found.append(whole.dialog)

@@ -53,7 +53,8 @@ def write(
     files.write_atomically(out / "replies.jsonl", "".join(line + "\n" for line in lines))
     judged.loss.save(out / LOSSES)
     own = question_of(out)["config"] if (out / PLAN).exists() else {"evaluate": config.model_dump(mode="json"), "seed": seed}
-    recipe, conflicts = whole_recipe([artifact.manifest["config"] for artifact in (dialogs, tokens, checkpoint)] + [own])
+    manifests = [*dialogs.manifests(), tokens.manifest, checkpoint.manifest]
+    recipe, conflicts = whole_recipe([*(manifest["config"] for manifest in manifests), own])
     files.write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     home = [] if str(out.parent) == "runs" else ["--home", str(out.parent)]
     facts = {

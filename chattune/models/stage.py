@@ -30,6 +30,10 @@ class ImportConfig(Settings):
         None, "a Jinja file used as chat template; none: the model's own, or plain 'User: …' and 'Assistant: …' where it has none"
     )
 
+    def idle(self) -> bool:
+        """Whether there is nothing to import."""
+        return self.path is None
+
     def fingerprint(self) -> dict[str, str]:
         """The bytes of everything that is read."""
         found = [] if self.path is None else located(self.path).files()

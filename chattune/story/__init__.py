@@ -19,7 +19,7 @@ from chattune.core.part import choose
 from chattune.core.progress import duration, talk
 from chattune.core.stage import ask, execute, plan, question_of
 from chattune.models.families import Family
-from chattune.story.ancestry import chain_up, checkpoint_of, inputs_from, lineage, open_run, report_of, tokens_of
+from chattune.story.ancestry import DATA, chain_up, checkpoint_of, inputs_from, lineage, open_run, report_of, tokens_of
 from chattune.story.recipe import RECIPES, STORY, Recipe, notes, planned_vocabulary, recipe_file, say_derived, schema, stages
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chattune.tokens.token_set import TokenSet
 
 __all__ = [
-    "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "ensemble", "export", "forecast",
+    "DATA", "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "ensemble", "export", "forecast",
     "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of", "resume",
     "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
 ]  # fmt: skip
@@ -55,7 +55,7 @@ def run(
     name: str | None = None,
     until: str | None = None,
 ) -> Result:
-    """Import (where the recipe starts from a model), collect, prepare, train and evaluate; what is finished is not done again.
+    """Every stage that the recipe asks for, from raw conversations to a report; what is finished is not done again.
 
     `recipe`: a YAML file, the name of a shipped recipe, a mapping or a `Recipe`; `overrides`: ``dotted.path=value``;
     `name`: what the run is called from now on; `until`: the last stage to do.
@@ -68,11 +68,12 @@ def run(
         check_name(name)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe, overrides)
     _refuse_without_start(recipe)
-    say_derived(recipe)
+    if until not in DATA:
+        say_derived(recipe)
     place = Home(Path(home))
     made: dict[str, Path] = {}
     pool: list[Artifact] = []
-    for stage in recipe.stages():
+    for stage in recipe.stages(until):
         inputs = inputs_from(stage, pool)
         recipe = settled(recipe, inputs)
         address = plan(stage, recipe.of(stage), inputs, place)
@@ -81,8 +82,6 @@ def run(
         if name is not None and stage.name != "evaluate":
             place.give_name(name, address)
         pool.insert(0, answer(address))
-        if stage.name == until:
-            break
     report = made.get("evaluate")
     model = made.get("train", list(made.values())[-1])
     return Result(model, report / "report.html" if report else None, made, summary(model, place.path))
@@ -250,8 +249,8 @@ def summary(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") 
         "parameters": kept.get("train", kept.get("import", {})).get("parameters"),
         "metrics": kept.get("evaluate", {}).get("metrics", {}),
         "baselines": kept.get("evaluate", {}).get("baselines", {}),
-        "split": kept.get("collect", {}).get("split", {}),
-        "counts": kept.get("collect", {}).get("counts", {}),
+        "split": _latest(kept, "split"),
+        "counts": _latest(kept, "counts"),
         "samples": _samples(runs["train"]) if "train" in runs else [],
         "runs": {stage: str(path) for stage, path in runs.items()},
         "stages": kept,
@@ -334,7 +333,7 @@ def forecast(recipe: Recipe, home: str | os.PathLike[str] = "runs", *, tokens: P
     if known is not None:
         recipe = recipe.knowing(known.tokenizer.vocabulary)
         return {**estimate_on(known, recipe.sections), "training_tokens_are": "counted"}
-    guessed = int(_text_bytes(recipe.sections["collect"]) * recipe.sections["collect"].splits[0] / BYTES_PER_TOKEN)
+    guessed = int(_text_bytes(recipe.sections["collect"]) * recipe.sections["split"].shares[0] / BYTES_PER_TOKEN)
     return {**estimate(recipe.sections, guessed, vocabulary=planned_vocabulary(recipe)), "training_tokens_are": "guessed"}
 
 
@@ -357,10 +356,16 @@ def prepared(recipe: Recipe, home: Home) -> TokenSet | None:
 def _text_bytes(collect: CollectConfig) -> int:
     """UTF-8 bytes of everything said in the sources, each text counted once: duplicates are left out later."""
     from chattune.dialogs.dialog import Dialog
-    from chattune.dialogs.stage import read_sources
+    from chattune.dialogs.gathering import read_sources
 
-    texts = {" ".join(m.content for m in item.messages) for item in read_sources(collect) if isinstance(item, Dialog)}
+    texts = {" ".join(m.content for m in item.messages) for item in read_sources(collect.wanted()) if isinstance(item, Dialog)}
     return sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def _latest(kept: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What the last stage of data that knows it says of it."""
+    found: dict[str, Any] = next((kept[stage][name] for stage in reversed(DATA) if name in kept.get(stage, {})), {})
+    return found
 
 
 def _samples(train: Path) -> list[dict[str, Any]]:

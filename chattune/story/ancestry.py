@@ -9,6 +9,7 @@ from chattune.core.artifact import Artifact, Home
 from chattune.core.errors import ArtifactError
 from chattune.core.stage import Stage, load_stage, question_of
 
+DATA = ("collect", "clean", "split", "balance", "augment")  # stages that give dialogs
 MODELS = ("train", "import")  # stages that give a model
 
 
@@ -59,7 +60,7 @@ def inputs_from(
 
 def checkpoint_of(address: Path) -> Path:
     """The run with a model that `address` is, or was made from."""
-    for candidate in lineage(address) if question_of(address)["stage"] not in ("collect", "prepare") else []:
+    for candidate in lineage(address) if question_of(address)["stage"] not in (*DATA, "prepare") else []:
         if question_of(candidate)["stage"] in MODELS:
             return candidate
     later = [run.name for run in Home(address.parent).runs() if question_of(run)["stage"] == "train" and address in lineage(run)]

@@ -19,8 +19,9 @@ from chattune.core.part import ROOT, Part
 from chattune.core.progress import talk
 from chattune.core.stage import Stage, load_stage
 from chattune.models.families import Family
+from chattune.story.ancestry import DATA
 
-STORY = ("import", "collect", "prepare", "train", "evaluate")
+STORY = ("import", *DATA, "prepare", "train", "evaluate")
 PARAMETERS = "model.parameters"
 RECIPES = ROOT / "recipes"
 
@@ -111,9 +112,11 @@ class Recipe:
             talk().print(f"derived  for {vocabulary} ids  {told}", markup=False)
         return replace(self, sections={**self.sections, "model": model})
 
-    def stages(self) -> list[Stage]:
-        """The stages that the recipe asks for, in order: without a model to start from, nothing is imported."""
-        return [stage for stage in stages() if stage.name != "import" or self.sections["import"].path is not None]
+    def stages(self, until: str | None = None) -> list[Stage]:
+        """The stages that the recipe asks for, in order, up to `until`; those with nothing to do (no cleaner, say) are left out."""
+        last = len(STORY) if until is None else STORY.index(until) + 1
+        asked = [stage for stage in stages() if not getattr(self.sections[stage.name], "idle", bool)()]
+        return [stage for stage in asked if stage.name in STORY[:last]]
 
     def of(self, stage: Stage) -> dict[str, Any]:
         """The sections that one stage reads."""

@@ -1,0 +1,194 @@
+"""Cleaning: cleaners one after the other over all dialogs, spread over cores; what changed is counted, with examples.
+
+Cleaners that look at one dialog only are applied together in one pass; one that must know all dialogs first starts a new pass over
+what those before it left. Nothing is held in memory but a few hundred dialogs for each core and what a cleaner itself keeps.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from chattune.dialogs.artifact import Stored, write_dialogs
+from chattune.dialogs.cleaners import Cleaner, Cleaning
+from chattune.dialogs.dialog import Dialog, Drop
+from chattune.dialogs.shape import Shaped, shaped
+
+EXAMPLES = 20  # kept for each cleaner, spread over what it changed
+_TOGETHER = 256  # dialogs that go to a process at once
+
+
+@dataclass
+class Tally:
+    """What one cleaner did: dialogs seen, changed and dropped by reason, messages changed; some of what it changed."""
+
+    name: str
+    seen: int = 0
+    changed: int = 0
+    messages: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Put a later tally of the same cleaner to this one; of the examples the first are kept."""
+        self.seen += other.seen
+        self.changed += other.changed
+        self.messages += other.messages
+        self.dropped += other.dropped
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "cleaner": self.name, "seen": self.seen, "changed": self.changed, "messages_changed": self.messages,
+            "dropped": dict(sorted(self.dropped.items())), "examples": self.examples,
+        }  # fmt: skip
+
+
+@dataclass
+class Cleaned:
+    """What came of it: a tally for each cleaner in order, and messages that are no more in the dialogs that are kept."""
+
+    tallies: list[Tally]
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    emptied: int = 0
+    joined: int = 0
+    messages_dropped: int = 0
+
+
+def cleaned(dialogs: Stored, cleaners: Sequence[Cleaner], out: Path, put: Callable[[Drop], None], cores: int = 1) -> Cleaned:
+    """Write what the cleaners leave of `dialogs` to `out`; what they leave out goes to `put`, in order.
+
+    The result does not depend on `cores`.
+    """
+    found = Cleaned([Tally(cleaner.name) for cleaner in cleaners])
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as folder:
+        source = dialogs
+        for number, some in enumerate(passes(cleaners)):
+            target = out if some[-1] == len(cleaners) - 1 else Path(folder) / f"{number}.jsonl"
+            working = [cleaners[place].begin(source) for place in some]
+            work = Pass(tuple(cleaners[place] for place in some), tuple(working))
+            found.kept = write_dialogs(target, _through(source, work, [found.tallies[place] for place in some], found, put, cores))
+            source = Stored(target)
+    return found
+
+
+def passes(cleaners: Sequence[Cleaner]) -> list[list[int]]:
+    """Places of the cleaners that go together: one that looks at all dialogs is the first of its pass."""
+    found: list[list[int]] = []
+    for place, cleaner in enumerate(cleaners):
+        if not found or cleaner.looks_at_all:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Cleaners at work, applied one after the other to each dialog."""
+
+    cleaners: tuple[Cleaner, ...]
+    working: tuple[Cleaning, ...]
+
+    def __call__(self, dialogs: Sequence[Dialog]) -> Outcome:
+        """What becomes of some dialogs."""
+        outcome = Outcome([Tally(cleaner.name) for cleaner in self.cleaners])
+        for dialog in dialogs:
+            outcome.results.append(self._one(dialog, outcome))
+        return outcome
+
+    def _one(self, dialog: Dialog, outcome: Outcome) -> Dialog | Drop:
+        for cleaner, working, tally in zip(self.cleaners, self.working, outcome.tallies, strict=True):
+            result = working.clean(dialog)
+            tally.seen += 1
+            if isinstance(result, Dialog) and result is not dialog:
+                different = [pair for pair in zip(dialog.messages, result.messages, strict=True) if pair[0] != pair[1]]
+                if different:
+                    tally.changed += 1
+                    tally.messages += len(different)
+                    if len(tally.examples) < EXAMPLES:
+                        tally.examples.append(_example(result, *different[0], private=cleaner.private))
+                    whole = shaped(result)
+                    if isinstance(whole, Shaped):
+                        outcome.emptied += whole.empty
+                        outcome.joined += whole.joined
+                        result = whole.dialog
+                    else:
+                        result = whole
+            if isinstance(result, Drop):
+                tally.dropped[result.reason] += 1
+                outcome.messages_dropped += len(dialog.messages)
+                return result
+            dialog = result
+        return dialog
+
+
+@dataclass
+class Outcome:
+    """What a pass made of some dialogs, in their order."""
+
+    tallies: list[Tally]
+    results: list[Dialog | Drop] = field(default_factory=list)
+    emptied: int = 0
+    joined: int = 0
+    messages_dropped: int = 0
+
+
+def _through(
+    source: Iterable[Dialog], work: Pass, tallies: list[Tally], found: Cleaned, put: Callable[[Drop], None], cores: int
+) -> Iterator[Dialog]:
+    for outcome in _outcomes(source, work, cores):
+        for tally, more in zip(tallies, outcome.tallies, strict=True):
+            tally.add(more)
+        found.emptied += outcome.emptied
+        found.joined += outcome.joined
+        found.messages_dropped += outcome.messages_dropped
+        for result in outcome.results:
+            if isinstance(result, Drop):
+                found.reasons[result.reason] += 1
+                put(result)
+            else:
+                yield result
+
+
+def _outcomes(source: Iterable[Dialog], work: Pass, cores: int) -> Iterator[Outcome]:
+    """In the order of the dialogs, whatever process was quicker."""
+    dialogs = iter(source)
+    pieces = iter(lambda: list(islice(dialogs, _TOGETHER)), [])
+    if cores < 2:
+        yield from map(work, pieces)
+        return
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _begin, (work,)) as pool:
+        waiting: list[Future[Outcome]] = []
+        for piece in pieces:
+            waiting.append(pool.submit(_do, piece))
+            if len(waiting) > 2 * cores:
+                yield waiting.pop(0).result()
+        for one in waiting:
+            yield one.result()
+
+
+_work: list[Pass] = []  # of a process of the pool
+
+
+def _begin(work: Pass) -> None:
+    _work[:] = [work]
+
+
+def _do(dialogs: list[Dialog]) -> Outcome:
+    return _work[0](dialogs)
+
+
+def _example(dialog: Dialog, before: Any, after: Any, *, private: bool) -> dict[str, Any]:
+    """The place of a change and a stretch of the text around it, before (unless that is private) and after."""
+    first = next((i for i, (a, b) in enumerate(zip(before.content, after.content, strict=False)) if a != b), 0)
+    begin = max(0, first - 30)
+    shown = {"after": after.content[begin : begin + 120]} | ({} if private else {"before": before.content[begin : begin + 120]})
+    return {"id": dialog.id, "file": dialog.file, "line": dialog.line, "role": after.role, **shown}
