@@ -21,7 +21,7 @@ from chattune.core.stage import execute, load_stage, plan
 from chattune.dialogs.artifact import SPLITS, Conversations, Dialogs
 from chattune.dialogs.detect import detect
 from chattune.dialogs.dialog import Dialog, Drop, Message
-from chattune.dialogs.near_duplicates import SAME_WORDS, Texts, clusters, normalised, spaced
+from chattune.dialogs.near_duplicates import SAME_WORDS, clusters, normalised, similar_pairs, spaced
 from chattune.dialogs.readers.openai_messages import OpenAIMessages
 from chattune.dialogs.readers.transcript import Transcript
 from chattune.dialogs.shape import Shaped, content_key, questions, shaped
@@ -222,7 +222,7 @@ def test_a_pair_is_what_a_plain_comparison_of_sets_says(texts: list[str], thresh
     unique = sorted({normalised(text) for text in texts})
     grams = [frozenset(own) for own in _grams(*unique)]
     bags = [frozenset(spaced(text).split()) for text in unique]
-    found = set(Texts(unique).similar_pairs(threshold))
+    found = {*map(tuple, similar_pairs(unique, threshold).tolist())}
     for right in range(len(unique)):
         for left in range(right):
             by_grams, by_words = _jaccard(grams[left], grams[right]), _jaccard(bags[left], bags[right])

@@ -86,11 +86,22 @@ class Dialogs(_Accounted):
 def write_dialogs(path: Path, dialogs: Iterable[Dialog]) -> int:
     """Write dialogs as they come, one a line, and put them to `path` when all are there; how many they were."""
     count = 0
-    with files.replacing(path) as file:
+    with writing_dialogs(path) as put:
         for dialog in dialogs:
-            file.write(_line(dialog.as_dict()))
+            put(dialog)
             count += 1
     return count
+
+
+@contextlib.contextmanager
+def writing_dialogs(path: Path) -> Iterator[Callable[[Dialog], None]]:
+    """What puts one dialog after the other into a file that stands at `path` at the end."""
+    with files.replacing(path) as file:
+
+        def put(dialog: Dialog) -> None:
+            file.write(_line(dialog.as_dict()))
+
+        yield put
 
 
 @contextlib.contextmanager

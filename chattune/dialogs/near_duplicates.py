@@ -7,10 +7,11 @@ join a quarter of all good texts. The bands are chosen so that a pair at the thr
 from __future__ import annotations
 
 import re
+import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ SHINGLE = 5
 SAME_WORDS = 0.8  # Jaccard of two texts' words from which they are near-duplicates whatever the threshold for 5-grams
 PERMUTATIONS = 128
 RECALL = 0.995
+_BLOCK = 1 << 16  # texts, or pairs, that are held in memory at once
 CROWD = 64  # texts in one bucket that are all compared with each other; in a larger crowd each with its neighbours
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well spread: 2^64 over the golden ratio
 _APOSTROPHES = re.compile(r"['’‘`´]")
@@ -84,6 +86,18 @@ class Sets:
         offsets = np.searchsorted(keys, np.arange(count + 1, dtype=np.uint64) << bits)
         return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets)
 
+    def shared(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """How many members row ``left[i]`` has in common with row ``right[i]``, for each i."""
+        a, b = self.some(left), self.some(right)
+        rows = [np.repeat(np.arange(len(left)), np.diff(own.offsets)) for own in (a, b)]
+        # Both sides of a pair under its number: a member that stands in both is there twice.
+        bits = np.uint64(64 - max(1, len(left).bit_length()))
+        least = np.uint64((1 << 64) - 1) >> (np.uint64(64) - bits)
+        keys = np.concatenate([(row.astype(np.uint64) << bits) | (own.members & least) for row, own in zip(rows, (a, b), strict=True)])
+        keys.sort()
+        twice = keys[1:][keys[1:] == keys[:-1]] >> bits
+        return np.bincount(twice.astype(np.int64), minlength=len(left))
+
     def some(self, rows: np.ndarray) -> Sets:
         """The sets of some rows."""
         sizes = np.diff(self.offsets)[rows]
@@ -91,35 +105,32 @@ class Sets:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
         return Sets(self.members[np.repeat(self.offsets[rows], sizes) + within], offsets)
 
-    def pairs(self, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
-        """Pairs of rows with a Jaccard of at least `threshold`, each once, left < right."""
-        sets: dict[int, frozenset[int]] = {}
 
-        def row(number: int) -> frozenset[int]:
-            if number not in sets:
-                sets[number] = frozenset(self.members[self.offsets[number] : self.offsets[number + 1]].tolist())
-            return sets[number]
+def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> np.ndarray:
+    """(pairs, 2) int64, left < right, sorted: all with a Jaccard of `threshold` or more in character 5-grams, or of 0.8 in words.
 
-        for left, right in _candidates(self, threshold, seed):
-            a, b = row(left), row(right)
-            shared = len(a & b)
-            if shared and shared >= threshold * (len(a) + len(b) - shared) - 1e-9:
-                yield left, right
+    `texts`: normalised, each once, since those that are equal would be paired with all. They are looked at in blocks and may lie on a
+    disk. `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds.
+    """
+    found = [_pairs(texts, shingles, threshold, seed), _pairs(texts, words, SAME_WORDS, seed)]
+    codes = np.unique(np.concatenate(found))
+    return np.stack(np.divmod(codes, max(1, len(texts))), axis=1)
 
 
-class Texts:
-    """Texts made ready to be compared. Those that are equal once normalised should be given once: all would be paired with all."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        own = [spaced(text) for text in texts]
-        self.shingles, self.words = shingles(own), words(own)
-
-    def similar_pairs(self, threshold: float, seed: int = 0) -> list[tuple[int, int]]:
-        """Every pair with a Jaccard of `threshold` or more in character 5-grams, or of 0.8 in words; left < right, sorted.
-
-        `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds.
-        """
-        return sorted({*self.shingles.pairs(threshold, seed), *self.words.pairs(SAME_WORDS, seed)})
+def _pairs(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], threshold: float, seed: int) -> np.ndarray:
+    """Pairs whose sets have a Jaccard of at least `threshold`, as left · count + right, ascending."""
+    candidates = _candidates(texts, sets_of, threshold, seed)
+    found = []
+    for begin in range(0, len(candidates), _BLOCK):
+        left, right = np.divmod(candidates[begin : begin + _BLOCK], len(texts))
+        own, place = np.unique(np.concatenate([left, right]), return_inverse=True)
+        sets = sets_of([spaced(texts[number]) for number in own.tolist()])
+        shared = sets.shared(place[: len(left)], place[len(left) :])
+        sizes = np.diff(sets.offsets)[place]
+        union = sizes[: len(left)] + sizes[len(left) :] - shared
+        alike = (shared > 0) & (shared >= threshold * union - 1e-9)
+        found.append(candidates[begin : begin + _BLOCK][alike])
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
@@ -128,7 +139,7 @@ def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
     first: dict[str, int] = {}
     unique = np.fromiter((first.setdefault(key, len(first)) for key in keys), np.int64, len(keys))
     joined = Joined(len(first))
-    for pair in Texts(list(first)).similar_pairs(threshold):
+    for pair in similar_pairs(list(first), threshold).tolist():
         joined.join(*pair)
     roots = [joined.root(int(number)) for number in unique]
     numbers: dict[int, int] = {}
@@ -139,8 +150,8 @@ class Joined:
     """Disjoint sets over 0 … count-1; a join may be refused when it would make a set heavier than allowed."""
 
     def __init__(self, count: int, limit: float = float("inf")) -> None:
-        self._parent = list(range(count))
-        self.size = [1] * count
+        self._parent = array("q", range(count))
+        self.size = array("q", [1]) * count
         self.limit = limit
 
     def root(self, item: int) -> int:
@@ -148,6 +159,13 @@ class Joined:
             self._parent[item] = self._parent[self._parent[item]]
             item = self._parent[item]
         return item
+
+    def roots(self) -> np.ndarray:
+        """(count,) int64: the root of each item."""
+        parent = np.array(self._parent, np.int64)
+        while not np.array_equal(above := parent[parent], parent):
+            parent = above
+        return parent
 
     def join(self, *items: int) -> bool:
         """One set of all the sets that hold `items`; False, and nothing done, when it would exceed the limit."""
@@ -181,35 +199,52 @@ def _bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
-def _candidates(sets: Sets, threshold: float, seed: int) -> Iterator[tuple[int, int]]:
-    """Pairs of rows whose signatures agree on a whole band, each once."""
+def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], threshold: float, seed: int) -> np.ndarray:
+    """Pairs of texts whose signatures agree on a whole band, each once, as left · count + right, ascending."""
+    bands, rows = _bands(threshold)
+    count = len(texts)
+    crowd = np.arange(count)
+    if count <= _BLOCK:
+        crowd = _flagged(sets_of([spaced(text) for text in texts]), threshold, bands, rows, seed)
+    found = [np.empty(0, np.int64)]
+    with tempfile.TemporaryFile() as file:
+        keys: np.ndarray = np.empty((bands, len(crowd)), np.uint64)
+        if count > _BLOCK:  # a band at a time is all that is held in memory
+            file.truncate(max(1, keys.nbytes))
+            keys = np.memmap(file, np.uint64, "r+", shape=keys.shape)
+        for begin in range(0, len(crowd), _BLOCK):
+            some = crowd[begin : begin + _BLOCK].tolist()
+            keys[:, begin : begin + len(some)] = _keys(sets_of([spaced(texts[number]) for number in some]), bands, rows, seed)
+        for band in range(bands):
+            order = np.argsort(keys[band], kind="stable")
+            key = np.asarray(keys[band])[order]
+            for step in range(1, CROWD):  # each text with the one `step` places further in its bucket
+                same = np.flatnonzero(key[step:] == key[:-step])
+                if not len(same):
+                    break
+                left, right = crowd[order[same]], crowd[order[same + step]]
+                found.append(np.minimum(left, right) * count + np.maximum(left, right))
+            found = [np.unique(np.concatenate(found))]
+    return found[0]
+
+
+def _keys(sets: Sets, bands: int, rows: int, seed: int) -> np.ndarray:
+    """(bands, texts) uint64: what each text's signature says in each band."""
+    from rensa import RMinHash
+
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), bands * rows, seed)
+    signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(sets.offsets) - 1, bands * rows)
+    keys = np.zeros((bands, len(signatures)), np.uint64)
+    for band in range(bands):
+        for column in range(band * rows, (band + 1) * rows):
+            keys[band] = _mixed(keys[band] * _PRIME + signatures[:, column])
+    return keys
+
+
+def _flagged(sets: Sets, threshold: float, bands: int, rows: int, seed: int) -> np.ndarray:
+    """The texts that share a band with another. Most share none; only the others' signatures leave rensa as numbers: the slow part."""
     from rensa import RMinHash, RMinHashLSH
 
-    bands, rows = _bands(threshold)
-    permutations = bands * rows
-
-    def signed(some: Sets) -> Any:
-        return RMinHash.digest_matrix_from_flat_token_hashes(some.members, some.offsets.astype(np.uint64), permutations, seed)
-
-    # Most texts share no band with another. Only the others' signatures leave rensa as numbers, which is the slow part.
-    index = RMinHashLSH(threshold, permutations, bands)
-    crowd = np.flatnonzero(index.insert_matrix_and_query_duplicate_flags(signed(sets)))
-    if not len(crowd):
-        return
-    count = len(sets.offsets) - 1
-    signatures = np.array(signed(sets.some(crowd)).to_rows(), dtype=np.uint64)  # (texts, permutations)
-    found = []
-    for band in range(bands):
-        key = np.zeros(len(crowd), np.uint64)
-        for column in range(band * rows, (band + 1) * rows):
-            key = _mixed(key * _PRIME + signatures[:, column])
-        order = np.argsort(key)
-        key = key[order]
-        for step in range(1, CROWD):  # each text with the one `step` places further in its bucket
-            same = np.flatnonzero(key[step:] == key[:-step])
-            if not len(same):
-                break
-            left, right = crowd[order[same]], crowd[order[same + step]]
-            found.append(np.minimum(left, right) * count + np.maximum(left, right))
-    for pair in np.unique(np.concatenate(found)).tolist() if found else []:
-        yield divmod(pair, count)
+    index = RMinHashLSH(threshold, bands * rows, bands)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), bands * rows, seed)
+    return np.flatnonzero(index.insert_matrix_and_query_duplicate_flags(matrix))

@@ -14,18 +14,21 @@ and are trained on.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import mmap
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, overload
 
 import numpy as np
 
 from chattune.core.errors import DataError
 from chattune.core.seeds import generator
 from chattune.dialogs.dialog import Dialog
-from chattune.dialogs.near_duplicates import Joined, Texts, normalised
+from chattune.dialogs.near_duplicates import Joined, normalised, similar_pairs
 from chattune.dialogs.shape import content_key, questions
 
 LEAST_CLUSTERS = 10
@@ -47,29 +50,87 @@ class Rules:
 
 
 class Asked:
-    """The dialogs and their normalised questions in order; for a dialog without a question, its first message stands for it."""
+    """What the split needs of dialogs that are read once and may be many: their questions in normal form, numbered, and some digests.
 
-    def __init__(self, dialogs: Sequence[Dialog]) -> None:
-        self.dialogs = dialogs
-        self.of = [[normalised(text) for text in questions(dialog)] or [normalised(dialog.messages[0].content)] for dialog in dialogs]
+    For a dialog without a question, its first message stands for it. The texts themselves lie in a temporary file in `folder`.
+    `numbers`: the number of every question in order, those of dialog i from ``starts[i]`` on, ``lengths[i]`` of them; numbers follow
+    from the texts, not from the order of the dialogs. `prompts`: for each reply of each dialog a number for everything said before it.
+    `keys`, `groups`, `kinds`: sha256 of each dialog's content, a number for what it must not be torn from (0: nothing), and for its
+    source and length (messages, to a power of two), of which the parts are to have equal shares.
+    """
 
-    @cached_property
-    def texts(self) -> list[str]:
-        """Every different question, sorted: the order of the input must not matter."""
-        return sorted({text for own in self.of for text in own})
+    def __init__(self, dialogs: Iterable[Dialog], folder: Path | None = None) -> None:
+        said, starts, sizes = array("Q"), array("q"), array("q")
+        lengths, replies, prompts = array("q"), array("q"), array("Q")
+        keys, groups, kinds = bytearray(), array("Q"), array("q")
+        kind_of: dict[tuple[str, int], int] = {}
+        place = 0
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for dialog in dialogs:
+                own = [normalised(text) for text in questions(dialog)] or [normalised(dialog.messages[0].content)]
+                for text in own:
+                    content = text.encode("utf-8", "surrogatepass")
+                    said.append(_digest(content))
+                    starts.append(place)
+                    sizes.append(len(text))
+                    place += file.write(content)
+                before = _prompts(dialog)
+                prompts.extend(before)
+                lengths.append(len(own))
+                replies.append(len(before))
+                keys += bytes.fromhex(content_key(dialog))
+                groups.append(0 if dialog.group is None else _digest(dialog.group.encode("utf-8", "surrogatepass")) | 1)
+                kinds.append(kind_of.setdefault((dialog.source, len(dialog.messages).bit_length()), len(kind_of)))
+            _, first, numbers = np.unique(np.array(said, np.uint64), return_index=True, return_inverse=True)
+            ends = np.append(np.array(starts, np.int64)[1:], place)
+            self.texts: Sequence[str] = _Lying(file, np.array(starts, np.int64)[first], ends[first])
+        self.characters = np.array(sizes, np.int64)[first]
+        self.numbers = numbers.astype(np.int64)
+        self.lengths = np.array(lengths, np.int64)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.replies = np.array(replies, np.int64)
+        self.prompts = np.unique(np.array(prompts, np.uint64), return_inverse=True)[1].astype(np.int64)
+        self.keys = np.frombuffer(bytes(keys), "S32")
+        self.groups = np.array(groups, np.uint64)
+        self.kinds = np.array(kinds, np.int64)
 
-    @cached_property
-    def number(self) -> dict[str, int]:
-        return {text: index for index, text in enumerate(self.texts)}
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    @cached_property
-    def compared(self) -> Texts:
-        return Texts(self.texts)
+    def occurrences(self) -> _Texts:
+        """Every question of every dialog."""
+        return _Texts(self.numbers, self.starts, self.lengths)
 
-    @cached_property
-    def prompts(self) -> list[list[str]]:
-        """For each reply of each dialog, a digest of everything said before it."""
-        return [_prompts(dialog) for dialog in self.dialogs]
+    def openings(self) -> _Texts:
+        """The first question of every dialog."""
+        return _Texts(self.numbers[self.starts], np.arange(len(self)), np.ones(len(self), np.int64))
+
+    def contexts(self) -> _Texts:
+        """Everything said before each reply of every dialog."""
+        return _Texts(self.prompts, np.cumsum(self.replies) - self.replies, self.replies)
+
+
+class _Lying(Sequence[str]):
+    """Texts that lie in a file, each read when it is asked for."""
+
+    def __init__(self, file: IO[bytes], starts: np.ndarray, ends: np.ndarray) -> None:
+        file.flush()
+        self._starts, self._ends = starts, ends
+        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(starts) and ends.max() else b""
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        if place >= len(self):
+            raise IndexError(place)
+        return self._bytes[self._starts[place] : self._ends[place]].decode("utf-8", "surrogatepass")
+
+    def __len__(self) -> int:
+        return len(self._starts)
 
 
 @dataclass(frozen=True)
@@ -87,11 +148,11 @@ def divide(asked: Asked, rules: Rules) -> Split:
     found = min(len(np.unique(cluster)), different)
     if found < LEAST_CLUSTERS:
         raise DataError(
-            f"{len(asked.dialogs)} dialogs with {found} different questions are too few to split.", path="collect.sources",
+            f"{len(asked)} dialogs with {found} different questions are too few to split.", path="collect.sources",
             value=found, rule=f"at least {LEAST_CLUSTERS} clusters of questions, one for each tenth",
             hint="Add conversations that ask something else.",
         )
-    return Split(_assigned(asked.dialogs, cluster, rules), cluster, refused)
+    return Split(_assigned(asked, cluster, rules), cluster, refused)
 
 
 def sizes(count: int, shares: Sequence[float]) -> tuple[int, int, int]:
@@ -105,30 +166,41 @@ def clusters_of(asked: Asked, rules: Rules) -> tuple[np.ndarray, tuple[str, ...]
 
     Different are questions that are no near-duplicates of each other.
     """
-    number = asked.number
-    alike = Joined(len(number))
-    for pair in asked.compared.similar_pairs(rules.threshold):
+    alike = Joined(len(asked.texts))
+    for pair in similar_pairs(asked.texts, rules.threshold).tolist():
         alike.join(*pair)
-    opened, held = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
-    for index, own in enumerate(asked.of):
-        opened[alike.root(number[own[0]])].add(index)
-        for place, text in enumerate(own):
-            if place == 0 or len(text) >= rules.question_length:
-                held[alike.root(number[text])].add(index)
-
-    count = len(asked.dialogs)
+    roots = alike.roots()
+    count = len(asked)
     joined = Joined(count)
-    for members in _grouped(asked.dialogs).values():
+    for members in _shared(asked.groups, np.arange(count), asked.groups != 0).values():
         joined.join(*members)
     joined.limit = sizes(count, rules.shares)[TRAIN]
+    opening = np.zeros(len(asked.numbers), bool)
+    opening[asked.starts] = True
+    dialog = np.repeat(np.arange(count), asked.lengths)
+    counted = opening | (asked.characters[asked.numbers] >= rules.question_length)
     refused = []
-    for holders in (opened, held):
+    for wanted in (opening, counted):
+        holders = _shared(roots[asked.numbers], dialog, wanted)
         for root in sorted(holders, key=lambda root: (len(holders[root]), asked.texts[root])):
-            if len(holders[root]) > 1 and not joined.join(*holders[root]):
+            if not joined.join(*holders[root]):
                 refused.append(asked.texts[root])
-    numbers: dict[int, int] = {}
-    clusters = np.array([numbers.setdefault(joined.root(index), len(numbers)) for index in range(count)], np.int64)
-    return clusters, tuple(dict.fromkeys(refused)), len({alike.root(index) for index in range(len(number))})
+    _, first, own = np.unique(joined.roots(), return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[own], tuple(dict.fromkeys(refused)), len(np.unique(roots))
+
+
+def _shared(value: np.ndarray, dialog: np.ndarray, wanted: np.ndarray) -> dict[int, list[int]]:
+    """For each value that two dialogs or more hold where it is `wanted`: these dialogs, ascending."""
+    order = np.lexsort((dialog[wanted], value[wanted]))
+    values, dialogs = value[wanted][order], dialog[wanted][order]
+    new = np.ones(len(values), bool)
+    new[1:] = (values[1:] != values[:-1]) | (dialogs[1:] != dialogs[:-1])
+    values, dialogs = values[new], dialogs[new]
+    edges = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1], [True]])) if len(values) else np.zeros(1, np.int64)
+    several = np.flatnonzero(np.diff(edges) > 1)
+    return {int(values[edges[i]]): dialogs[edges[i] : edges[i + 1]].tolist() for i in several.tolist()}
 
 
 def measured(asked: Asked, part: np.ndarray, rules: Rules, copies: Sequence[int]) -> dict[str, Any]:
@@ -147,8 +219,8 @@ def measured(asked: Asked, part: np.ndarray, rules: Rules, copies: Sequence[int]
         return texts.known(every, part, pairs=pairs), float(np.mean([texts.known(rows, drawn, pairs=pairs) for drawn in naive]))
 
     # Other permutations than the clusters were made with: a pair that those missed is not missed here for the same reason.
-    pairs = np.array(asked.compared.similar_pairs(rules.threshold, seed=1), np.int64).reshape(-1, 2)
-    questions = _Texts.of(asked.of, asked.number)
+    pairs = similar_pairs(asked.texts, rules.threshold, seed=1)
+    questions = asked.occurrences()
     exact, random = shares(questions)
     near, random_near = shares(questions, pairs)
     found: dict[str, Any] = {
@@ -157,7 +229,7 @@ def measured(asked: Asked, part: np.ndarray, rules: Rules, copies: Sequence[int]
         "validation_exact_overlap": questions.known(every, part, tested=VALIDATION),
     }  # fmt: skip
     counts = {"questions": int(questions.lengths[part == TEST].sum())}
-    for name, texts in (("openings", _Texts.of([own[:1] for own in asked.of], asked.number)), ("prompts", _Texts.of(asked.prompts))):
+    for name, texts in (("openings", asked.openings()), ("prompts", asked.contexts())):
         exact, random = shares(texts)
         found[name] = {"exact_overlap": exact, "row_random_exact_overlap": random}
         counts[name] = int(texts.lengths[part == TEST].sum())
@@ -180,13 +252,6 @@ class _Texts:
     starts: np.ndarray
     lengths: np.ndarray
 
-    @classmethod
-    def of(cls, texts: Sequence[Sequence[str]], number: Mapping[str, int] | None = None) -> _Texts:
-        given = dict(number or {})
-        numbers = np.fromiter((given.setdefault(text, len(given)) for own in texts for text in own), np.int64)
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        return cls(numbers, np.cumsum(lengths) - lengths, lengths)
-
     def known(self, rows: np.ndarray, part: np.ndarray, *, tested: int = TEST, pairs: np.ndarray | None = None) -> float:
         """Share of one part's texts that stand in training, or in one of `pairs` with a text there. `rows`: the dialog of each row."""
         if not len(self.numbers):
@@ -207,62 +272,65 @@ class _Texts:
         return numbers
 
 
-def _prompts(dialog: Dialog) -> list[str]:
+def _prompts(dialog: Dialog) -> list[int]:
     said = hashlib.sha256()
     found = []
     for message in dialog.messages:
         if message.role == "assistant":
-            found.append(said.hexdigest())
+            found.append(int.from_bytes(said.digest()[:8], "little"))
         said.update(f"{message.role}\x1f{normalised(message.content)}\x1e".encode("utf-8", "surrogatepass"))
     return found
 
 
-def _grouped(dialogs: Sequence[Dialog]) -> Mapping[str, list[int]]:
-    groups = defaultdict[str, list[int]](list)
-    for index, dialog in enumerate(dialogs):
-        if dialog.group is not None:
-            groups[dialog.group].append(index)
-    return groups
+def _digest(content: bytes) -> int:
+    """64 bits: of ten million texts, two different ones have the same with a chance of 3 in a million."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _assigned(dialogs: Sequence[Dialog], cluster: np.ndarray, rules: Rules) -> np.ndarray:
+def _assigned(asked: Asked, cluster: np.ndarray, rules: Rules) -> np.ndarray:
     """Fill validation and test from small clusters in an order of the seed and the content, first so that kinds keep their shares."""
-    members = defaultdict[int, list[int]](list)
-    for index, number in enumerate(cluster.tolist()):
-        members[number].append(index)
-    keys = [content_key(dialog) for dialog in dialogs]
-    order = sorted(members.values(), key=lambda own: hashlib.sha256(f"{rules.seed}/{min(keys[i] for i in own)}".encode()).digest())
-    kinds = [_kind(dialog) for dialog in dialogs]
-    whole = Counter(kinds)
-    wanted = sizes(len(dialogs), rules.shares)
-    part = np.zeros(len(dialogs), np.int64)
+    count = len(asked)
+    by_key = np.lexsort((asked.keys, cluster))
+    starts = np.flatnonzero(np.concatenate([[True], cluster[by_key][1:] != cluster[by_key][:-1]]))
+    lengths = np.diff(np.append(starts, count))
+    least = [key.ljust(32, b"\0").hex() for key in asked.keys[by_key[starts]].tolist()]
+    order = sorted(range(len(starts)), key=lambda i: hashlib.sha256(f"{rules.seed}/{least[i]}".encode()).digest())
+    whole = np.bincount(asked.kinds)
+    wanted = sizes(count, rules.shares)
+    part = np.zeros(count, np.int64)
     left = {VALIDATION: wanted[VALIDATION], TEST: wanted[TEST]}
-    room = {target: {kind: count * wanted[target] / len(dialogs) for kind, count in whole.items()} for target in left}
-    free = order
+    room = {target: (whole * wanted[target] / count).tolist() for target in left}
+    kinds, free = asked.kinds.tolist(), order
+
+    def members(number: int) -> list[int]:
+        own: list[int] = by_key[starts[number] : starts[number] + lengths[number]].tolist()
+        return own
+
     small = max(1, min(left.values()) // 20)  # no cluster is to be more than a twentieth of a part, unless nothing else fits
-    for balanced, largest in ((True, small), (False, small), (False, len(dialogs))):
+    for balanced, largest in ((True, small), (False, small), (False, count)):
         waiting = []
-        for own in free:
+        for place, number in enumerate(free):
+            if not any(left.values()):
+                waiting += free[place:]
+                break
+            length = int(lengths[number])
             for target in sorted(left, key=lambda target: -left[target] / wanted[target]):
-                kinds_of_own = Counter(kinds[i] for i in own)
-                even = all(room[target][kind] >= count - 0.5 for kind, count in kinds_of_own.items())
-                if len(own) <= min(left[target], largest) and (even or not balanced):
-                    part[own] = target
-                    left[target] -= len(own)
-                    for i in own:
-                        room[target][kinds[i]] -= 1
+                if length > min(left[target], largest):
+                    continue
+                own = Counter(kinds[i] for i in members(number))
+                if not balanced or all(room[target][kind] >= many - 0.5 for kind, many in own.items()):
+                    part[members(number)] = target
+                    left[target] -= length
+                    for kind, many in own.items():
+                        room[target][kind] -= many
                     break
             else:
-                waiting.append(own)
+                waiting.append(number)
         free = waiting
     for target in sorted(left, key=lambda target: -left[target]):
-        smallest = min(free, key=len)
-        if len(smallest) < 2 * left[target]:  # too much by less than is missing
-            part[smallest] = target
-            free.remove(smallest)
+        if free and left[target]:
+            smallest = min(free, key=lambda number: lengths[number])
+            if lengths[smallest] < 2 * left[target]:  # too much by less than is missing
+                part[members(smallest)] = target
+                free.remove(smallest)
     return part
-
-
-def _kind(dialog: Dialog) -> tuple[str, int]:
-    """Source and length (messages, to a power of two): what the parts are to have in equal shares."""
-    return dialog.source, len(dialog.messages).bit_length()

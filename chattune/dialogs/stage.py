@@ -4,11 +4,12 @@ work on what is trained on. Each has its own run, so that what did not change is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ from chattune.core.errors import DataError
 from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
-from chattune.dialogs.artifact import ALL, COPIES, DROPPED, SPLITS, Conversations, Dialogs, accounted, write_dialogs, writing_drops
+from chattune.dialogs.artifact import (
+    ALL,
+    COPIES,
+    DROPPED,
+    SPLITS,
+    Conversations,
+    Dialogs,
+    accounted,
+    write_dialogs,
+    writing_dialogs,
+    writing_drops,
+)
 from chattune.dialogs.augmentations import Augmentation
 from chattune.dialogs.balancers import Balancer
 from chattune.dialogs.cleaners import Cleaner
@@ -199,26 +211,28 @@ def split(*, config: SplitConfig, seed: int = 0, conversations: Conversations, o
     from chattune.dialogs.split import Asked, Rules, divide, measured
 
     before, repeated = conversations.summary, conversations.copies()
-    dialogs = list(conversations.read())
-    copies = [repeated.get(dialog.id, 1) for dialog in dialogs]
+    dialogs = conversations.read()
     rules = Rules(config.shares, config.near_duplicate_threshold, config.question_length, seed)
-    asked = Asked(dialogs)
+    copies = [repeated.get(dialog.id, 1) for dialog in dialogs] if repeated else [1] * len(dialogs)
+    asked = Asked(dialogs, out)
     divided = divide(asked, rules)
-    parts = {name: [dialogs[i] for i in np.flatnonzero(divided.part == index)] for index, name in enumerate(SPLITS)}
-    for name, own in parts.items():
-        write_dialogs(out / f"{name}.jsonl", own)
+    shapes = {name: _Shape() for name in SPLITS}
+    with contextlib.ExitStack() as open_files:
+        put = [open_files.enter_context(writing_dialogs(out / f"{name}.jsonl")) for name in SPLITS]
+        for dialog, part in zip(dialogs, divided.part.tolist(), strict=True):
+            put[part](shapes[SPLITS[part]].seen(dialog))
     with writing_drops(out / DROPPED, conversations.drops()):
         pass
     summary = {
         **before,
         "split": {
-            **{name: len(own) for name, own in parts.items()},
+            **{name: shape.dialogs for name, shape in shapes.items()},
             **measured(asked, divided.part, rules, copies),
             "clusters": int(divided.cluster.max()) + 1,
-            "largest_cluster": max(Counter(divided.cluster.tolist()).values()),
+            "largest_cluster": int(np.bincount(divided.cluster).max()),
             "not_joined": {"questions": len(divided.refused), "examples": list(divided.refused[-5:])},
         },
-        "shapes": {name: _shape_of(own) for name, own in parts.items()},
+        "shapes": {name: shape.told() for name, shape in shapes.items()},
     }
     keep_summary(out, summary)
     _say_split(summary, config.shares)
@@ -284,17 +298,33 @@ def _kept(found: Iterable[Dialog | Drop], put: Callable[[Drop], None]) -> Iterat
             put(item)
 
 
-def _shape_of(dialogs: Sequence[Dialog]) -> dict[str, Any]:
+@dataclass
+class _Shape:
     """What one looks at to see whether the splits are alike: sizes, and the share of Han among what is not white space."""
-    messages = [message.content for dialog in dialogs for message in dialog.messages]
-    characters = sum(map(len, messages))
-    written = sum(len(word) for message in messages for word in message.split())
-    return {
-        "dialogs": len(dialogs), "messages": len(messages), "characters": characters,
-        "messages_per_dialog": round(len(messages) / max(1, len(dialogs)), 2),
-        "characters_per_message": round(characters / max(1, len(messages)), 1),
-        "han_share": round(sum(len(_HAN.findall(message)) for message in messages) / max(1, written), 4),
-    }  # fmt: skip
+
+    dialogs: int = 0
+    messages: int = 0
+    characters: int = 0
+    written: int = 0
+    han: int = 0
+
+    def seen(self, dialog: Dialog) -> Dialog:
+        """Count the dialog and give it back."""
+        self.dialogs += 1
+        for message in dialog.messages:
+            self.messages += 1
+            self.characters += len(message.content)
+            self.written += sum(map(len, message.content.split()))
+            self.han += len(_HAN.findall(message.content))
+        return dialog
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "dialogs": self.dialogs, "messages": self.messages, "characters": self.characters,
+            "messages_per_dialog": round(self.messages / max(1, self.dialogs), 2),
+            "characters_per_message": round(self.characters / max(1, self.messages), 1),
+            "han_share": round(self.han / max(1, self.written), 4),
+        }  # fmt: skip
 
 
 def _say_sources(summary: Mapping[str, Any]) -> None:
