@@ -47,9 +47,9 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def ours(count: int, threshold: float) -> list[tuple[int, int]]:
-    from chattune.dialogs.near_duplicates import similar_pairs
+    from chattune.dialogs.near_duplicates import normalised, similar_pairs
 
-    return [(a, b) for a, b in similar_pairs(texts(count)[0], threshold).tolist()]
+    return [(a, b) for a, b in similar_pairs([normalised(text) for text in texts(count)[0]], threshold).tolist()]
 
 
 def datasketch(count: int, threshold: float) -> list[tuple[int, int]]:

@@ -10,8 +10,9 @@ import re
 import tempfile
 import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 
@@ -20,6 +21,8 @@ SAME_WORDS = 0.8  # Jaccard of two texts' words from which they are near-duplica
 PERMUTATIONS = 128
 RECALL = 0.995
 _BLOCK = 1 << 16  # texts, or pairs, that are held in memory at once
+_FEW = 1 << 17  # texts that are compared in one go
+_CHARACTERS = 1 << 24  # in them, at the most; in a block a quarter of it
 CROWD = 64  # texts in one bucket that are all compared with each other; in a larger crowd each with its neighbours
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well spread: 2^64 over the golden ratio
 _APOSTROPHES = re.compile(r"['’‘`´]")
@@ -41,7 +44,10 @@ def normalised(text: str) -> str:
 
 def spaced(text: str) -> str:
     """The normalised `text` with every Han character, kana and hangul syllable as a word of its own."""
-    plain = normalised(text)
+    return _spread(normalised(text))
+
+
+def _spread(plain: str) -> str:
     return plain if plain.isascii() else " ".join(_WORD_LIKE.sub(r" \1 ", plain).split())
 
 
@@ -62,10 +68,18 @@ def shingles(texts: Sequence[str]) -> Sets:
 
 def words(texts: Sequence[str]) -> Sets:
     """The words of spaced texts, whatever their order."""
-    number: dict[str, int] = {}
-    split = [text.split() for text in texts]
-    members = np.fromiter((number.setdefault(word, len(number)) for own in split for word in own), np.uint64)
-    return Sets.of(np.repeat(np.arange(len(split)), list(map(len, split))), _mixed(members + _PRIME), len(split))
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    # Each text ends with a space, so that a word is what stands between two.
+    characters = np.frombuffer("".join(f"{text} " for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    row = np.repeat(np.arange(len(texts)), lengths + 1)
+    space = characters == ord(" ")
+    begins = np.flatnonzero(~space & np.concatenate([[True], space[:-1]]))
+    ends = np.flatnonzero(space & np.concatenate([[False], ~space[:-1]]))
+    # A word's hash is Σ cᵢ·pⁱ from its first character on, from sums over all of the text (modulo 2^64, where odd p have inverses).
+    powers = np.cumprod(np.full(len(characters) + 1, _PRIME))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(characters * powers[1:])])
+    inverse = np.cumprod(np.full(len(characters) + 1, np.uint64(pow(int(_PRIME), -1, 1 << 64))))
+    return Sets.of(row[begins], _mixed((sums[ends] - sums[begins]) * inverse[begins]), len(texts))
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ def _pairs(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], thres
     for begin in range(0, len(candidates), _BLOCK):
         left, right = np.divmod(candidates[begin : begin + _BLOCK], len(texts))
         own, place = np.unique(np.concatenate([left, right]), return_inverse=True)
-        sets = sets_of([spaced(texts[number]) for number in own.tolist()])
+        sets = sets_of([_spread(texts[number]) for number in own.tolist()])
         shared = sets.shared(place[: len(left)], place[len(left) :])
         sizes = np.diff(sets.offsets)[place]
         union = sizes[: len(left)] + sizes[len(left) :] - shared
@@ -204,17 +218,14 @@ def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], 
     bands, rows = _bands(threshold)
     count = len(texts)
     crowd = np.arange(count)
-    if count <= _BLOCK:
-        crowd = _flagged(sets_of([spaced(text) for text in texts]), threshold, bands, rows, seed)
+    small = count <= _FEW and sum(map(len, texts)) <= _CHARACTERS
+    if small:
+        crowd = _flagged(sets_of([_spread(text) for text in texts]), threshold, bands, rows, seed)
     found = [np.empty(0, np.int64)]
     with tempfile.TemporaryFile() as file:
-        keys: np.ndarray = np.empty((bands, len(crowd)), np.uint64)
-        if count > _BLOCK:  # a band at a time is all that is held in memory
-            file.truncate(max(1, keys.nbytes))
-            keys = np.memmap(file, np.uint64, "r+", shape=keys.shape)
-        for begin in range(0, len(crowd), _BLOCK):
-            some = crowd[begin : begin + _BLOCK].tolist()
-            keys[:, begin : begin + len(some)] = _keys(sets_of([spaced(texts[number]) for number in some]), bands, rows, seed)
+        keys: np.ndarray = np.empty((bands, len(crowd)), np.uint64) if small else _on_disk(file, (bands, count))
+        for begin, some in _blocks(texts, crowd):
+            keys[:, begin : begin + len(some)] = _keys(sets_of(some), bands, rows, seed)
         for band in range(bands):
             order = np.argsort(keys[band], kind="stable")
             key = np.asarray(keys[band])[order]
@@ -226,6 +237,25 @@ def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], 
                 found.append(np.minimum(left, right) * count + np.maximum(left, right))
             found = [np.unique(np.concatenate(found))]
     return found[0]
+
+
+def _on_disk(file: IO[bytes], shape: tuple[int, int]) -> np.ndarray:
+    file.truncate(max(1, shape[0] * shape[1] * 8))
+    return np.memmap(file, np.uint64, "r+", shape=shape)
+
+
+def _blocks(texts: Sequence[str], some: np.ndarray) -> Iterator[tuple[int, list[str]]]:
+    """The spaced texts of some numbers, as many at once as memory is meant for, each with the place of its first."""
+    block: list[str] = []
+    begin = characters = 0
+    for place, number in enumerate(some.tolist()):
+        block.append(_spread(texts[number]))
+        characters += len(block[-1])
+        if characters > _CHARACTERS // 4 or len(block) == _BLOCK:
+            yield begin, block
+            begin, block, characters = place + 1, [], 0
+    if block:
+        yield begin, block
 
 
 def _keys(sets: Sets, bands: int, rows: int, seed: int) -> np.ndarray:
