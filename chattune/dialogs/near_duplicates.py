@@ -6,13 +6,18 @@ join a quarter of all good texts. The bands are chosen so that a pair at the thr
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import mmap
 import re
 import tempfile
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, overload
 
 import numpy as np
 
@@ -120,6 +125,73 @@ class Sets:
         return Sets(self.members[np.repeat(self.offsets[rows], sizes) + within], offsets)
 
 
+class TextFile(Sequence[str]):
+    """Texts that lie in a temporary file, each read when it is asked for. `lengths`: (n,) int64 characters of each."""
+
+    def __init__(self, content: mmap.mmap | bytes, starts: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> None:
+        self._content, self._starts, self._ends, self.lengths = content, starts, ends, lengths
+
+    @staticmethod
+    @contextlib.contextmanager
+    def writing(folder: Path | None = None) -> Iterator[_Writing]:
+        """What takes one text after the other; afterwards they are its `texts`. `folder`: where the file lies, with no name."""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            put = _Writing(file)
+            yield put
+            file.flush()
+            ends = np.array(put.ends, np.int64)
+            content: mmap.mmap | bytes = b""
+            if put.place:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # holds the file open on its own
+            put.texts = TextFile(content, np.concatenate([[0], ends[:-1]]), ends, np.array(put.lengths, np.int64))
+
+    def some(self, places: np.ndarray) -> TextFile:
+        """The texts at some places, in that order."""
+        return TextFile(self._content, self._starts[places], self._ends[places], self.lengths[places])
+
+    def equal(self) -> list[list[int]]:
+        """The places of each set of equal texts."""
+        digests = np.fromiter(
+            (int.from_bytes(hashlib.blake2b(self._bytes(place), digest_size=8).digest(), "little") for place in range(len(self))),
+            np.uint64, len(self),
+        )  # fmt: skip
+        order = np.argsort(digests, kind="stable")
+        edges = np.flatnonzero(np.concatenate([[True], digests[order][1:] != digests[order][:-1], [True]]))
+        return [order[a:b].tolist() for a, b in pairwise(edges.tolist()) if b - a > 1] if len(self) else []
+
+    def _bytes(self, place: int) -> bytes:
+        return self._content[self._starts[place] : self._ends[place]]
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self._bytes(place).decode("utf-8", "surrogatepass")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+class _Writing:
+    """Writes texts one behind the other."""
+
+    texts: TextFile
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.place = file, 0
+        self.ends, self.lengths = array("q"), array("q")
+
+    def __call__(self, text: str) -> None:
+        self.place += self._file.write(text.encode("utf-8", "surrogatepass"))
+        self.ends.append(self.place)
+        self.lengths.append(len(text))
+
+
 def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> np.ndarray:
     """(pairs, 2) int64, left < right, sorted: all with a Jaccard of `threshold` or more in character 5-grams, or of 0.8 in words.
 
@@ -218,7 +290,7 @@ def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], 
     bands, rows = _bands(threshold)
     count = len(texts)
     crowd = np.arange(count)
-    small = count <= _FEW and sum(map(len, texts)) <= _CHARACTERS
+    small = count <= _FEW and _characters(texts) <= _CHARACTERS
     if small:
         crowd = _flagged(sets_of([_spread(text) for text in texts]), threshold, bands, rows, seed)
     found = [np.empty(0, np.int64)]
@@ -237,6 +309,10 @@ def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], 
                 found.append(np.minimum(left, right) * count + np.maximum(left, right))
             found = [np.unique(np.concatenate(found))]
     return found[0]
+
+
+def _characters(texts: Sequence[str]) -> int:
+    return int(texts.lengths.sum()) if isinstance(texts, TextFile) else sum(map(len, texts))
 
 
 def _on_disk(file: IO[bytes], shape: tuple[int, int]) -> np.ndarray:

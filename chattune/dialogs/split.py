@@ -14,21 +14,19 @@ and are trained on.
 from __future__ import annotations
 
 import hashlib
-import mmap
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any
 
 import numpy as np
 
 from chattune.core.errors import DataError
 from chattune.core.seeds import generator
 from chattune.dialogs.dialog import Dialog
-from chattune.dialogs.near_duplicates import Joined, normalised, similar_pairs
+from chattune.dialogs.near_duplicates import Joined, TextFile, normalised, similar_pairs
 from chattune.dialogs.shape import content_key, questions
 
 LEAST_CLUSTERS = 10
@@ -60,20 +58,15 @@ class Asked:
     """
 
     def __init__(self, dialogs: Iterable[Dialog], folder: Path | None = None) -> None:
-        said, starts, sizes = array("Q"), array("q"), array("q")
-        lengths, replies, prompts = array("q"), array("q"), array("Q")
+        said, lengths, replies, prompts = array("Q"), array("q"), array("q"), array("Q")
         keys, groups, kinds = bytearray(), array("Q"), array("q")
         kind_of: dict[tuple[str, int], int] = {}
-        place = 0
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with TextFile.writing(folder) as put:
             for dialog in dialogs:
                 own = [normalised(text) for text in questions(dialog)] or [normalised(dialog.messages[0].content)]
                 for text in own:
-                    content = text.encode("utf-8", "surrogatepass")
-                    said.append(_digest(content))
-                    starts.append(place)
-                    sizes.append(len(text))
-                    place += file.write(content)
+                    said.append(_digest(text.encode("utf-8", "surrogatepass")))
+                    put(text)
                 before = _prompts(dialog)
                 prompts.extend(before)
                 lengths.append(len(own))
@@ -81,10 +74,9 @@ class Asked:
                 keys += bytes.fromhex(content_key(dialog))
                 groups.append(0 if dialog.group is None else _digest(dialog.group.encode("utf-8", "surrogatepass")) | 1)
                 kinds.append(kind_of.setdefault((dialog.source, len(dialog.messages).bit_length()), len(kind_of)))
-            _, first, numbers = np.unique(np.array(said, np.uint64), return_index=True, return_inverse=True)
-            ends = np.append(np.array(starts, np.int64)[1:], place)
-            self.texts: Sequence[str] = _Lying(file, np.array(starts, np.int64)[first], ends[first])
-        self.characters = np.array(sizes, np.int64)[first]
+        _, first, numbers = np.unique(np.array(said, np.uint64), return_index=True, return_inverse=True)
+        self.texts = put.texts.some(first)
+        self.characters = self.texts.lengths
         self.numbers = numbers.astype(np.int64)
         self.lengths = np.array(lengths, np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -108,29 +100,6 @@ class Asked:
     def contexts(self) -> _Texts:
         """Everything said before each reply of every dialog."""
         return _Texts(self.prompts, np.cumsum(self.replies) - self.replies, self.replies)
-
-
-class _Lying(Sequence[str]):
-    """Texts that lie in a file, each read when it is asked for."""
-
-    def __init__(self, file: IO[bytes], starts: np.ndarray, ends: np.ndarray) -> None:
-        file.flush()
-        self._starts, self._ends = starts, ends
-        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(starts) and ends.max() else b""
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        if place >= len(self):
-            raise IndexError(place)
-        return self._bytes[self._starts[place] : self._ends[place]].decode("utf-8", "surrogatepass")
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PIECE = 1 << 21  # logits held at once (8 MiB in float32): fewer rows make smaller products slower, more leave the cache
+_PIECE = 1 << 21  # logits held at once (8 MiB in float32): more leave the cache
+_ROWS = 256  # but so many positions at least: the gradient of the table is read and written once for each piece
 
 
 def linear_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +31,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         # A frozen head needs no gradient of the size of its table.
         for_matrix = torch.zeros(matrix.shape, dtype=wide, device=matrix.device) if matrix.requires_grad else None
-        rows = max(64, _PIECE // matrix.shape[0])
+        rows = max(_ROWS, _PIECE // matrix.shape[0])
         for first in range(0, len(hidden), rows):
             piece, own = hidden[first : first + rows], targets[first : first + rows, None]
             logits = torch.log_softmax((piece @ matrix.t()).to(wide), dim=-1)
