@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "runs": (looking.runs, LOOK),
     "show": (looking.show, LOOK),
     "diff": (looking.diff, LOOK),
+    "data": (looking.data, LOOK),
     "compare": (looking.compare, LOOK),
     "tree": (looking.tree, LOOK),
     "list": (looking.list_, LOOK),

@@ -35,3 +35,15 @@ class Report(Artifact):
     def replies(self) -> Iterator[dict[str, Any]]:
         """One row a prompt: ``conversation``, ``history``, ``reference``, ``reply``, ``finish_reason``, ``baselines``, ``scores``."""
         return files.read_lines_of_json(self.path / "replies.jsonl")
+
+
+class DataReport(Artifact):
+    """``summary.json`` and ``data_report.html``."""
+
+    stage: ClassVar[str] = "survey"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Everything that the page shows, as `evaluate.survey` gathered it."""
+        summary: dict[str, Any] = files.read_json(self.path / "summary.json")
+        return summary

@@ -109,8 +109,8 @@ def _general(config: EvaluateConfig, dialogs: Dialogs, tokens: TokenSet) -> tupl
 def _read(sources: tuple[str, ...]) -> list[Dialog]:
     """Every conversation of the sources that has a reply, shaped as training data is."""
     from chattune.dialogs.dialog import Dialog
-    from chattune.dialogs.shape import Shaped, shaped
     from chattune.dialogs.gathering import Wanted, read_sources
+    from chattune.dialogs.shape import Shaped, shaped
 
     found, left = [], 0
     for item in read_sources(Wanted(sources)):

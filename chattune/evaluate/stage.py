@@ -14,7 +14,7 @@ from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
 from chattune.dialogs.artifact import Dialogs
 from chattune.dialogs.sources import source_files
-from chattune.evaluate.artifact import Report
+from chattune.evaluate.artifact import DataReport, Report
 from chattune.evaluate.baselines import Baseline
 from chattune.evaluate.metrics import Metric
 from chattune.generate.reply import Sampling
@@ -89,3 +89,33 @@ def evaluate(
     for reason in verdict["reasons"]:
         talk().print(f"evaluate  {reason}", markup=False)
     return Report(out)
+
+
+class SurveyConfig(Settings):
+    """What the data report looks at."""
+
+    sample: int = setting(5000, "dialogs of each split that topics, quality and shift are sought in, drawn at random", low=20)
+    topics: int = setting(12, "topics at the most", low=2, high=200)
+    against: tuple[str, ...] = setting((), "new logs, which the training split is compared with: files, folders, globs")
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def fingerprint(self) -> dict[str, str]:
+        """The bytes of the new logs."""
+        return {file.shown: digest_of(file.path) for file in source_files(self.against)}
+
+
+@stage
+def survey(
+    *, config: SurveyConfig, seed: int = 0, dialogs: Dialogs, tokens: TokenSet | None = None, out: Path
+) -> DataReport:
+    """Look at dialogs: what is in them, what was left out, how the splits differ, what to be careful about; one page."""
+    from chattune.evaluate.survey import surveyed, write
+
+    found = surveyed(dialogs, tokens, sample=config.sample, topics=config.topics, against=config.against, seed=seed)
+    write(found, dialogs.path.name, out)
+    keep_summary(out, found)
+    return DataReport(out)

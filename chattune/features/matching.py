@@ -114,7 +114,7 @@ class _Pairs:
                 right = torch.arange(len(own))
                 loss = torch.nn.functional.cross_entropy(scores, right) + torch.nn.functional.cross_entropy(scores.T, right)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step += 1
 

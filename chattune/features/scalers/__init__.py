@@ -15,7 +15,8 @@ from chattune.core.part import Part
 class Fitted(Protocol):
     """A scaler that has seen the training data. `dropped`: columns (from 0) that held no information and are left out."""
 
-    dropped: tuple[int, ...]
+    @property
+    def dropped(self) -> tuple[int, ...]: ...
 
     def transform(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -26,5 +27,5 @@ class Scaler(Part):
     """One way to scale columns."""
 
     def fit(self, x: np.ndarray) -> Fitted:
-        """Learn from (n, features) float64 `x`, n ≥ 1, all finite; `DataError` where that cannot be."""
+        """Learn from (n, features) `x`, n ≥ 1, all finite and at least one feature that varies; `DataError` where that is not so."""
         raise NotImplementedError
