@@ -18,7 +18,7 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 import chattune
-from chattune.cli import looking, making, serving, talking
+from chattune.cli import data, looking, making, serving, talking
 from chattune.cli.answer import USUAL, Answer, Common, plain, silence_broken_pipe
 from chattune.core import processes
 from chattune.core.errors import ChattuneError, Interrupted, UnknownName, UsageError, did_you_mean
@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "runs": (looking.runs, LOOK),
     "show": (looking.show, LOOK),
     "diff": (looking.diff, LOOK),
-    "data": (looking.data, LOOK),
+    "data": (data.data, LOOK),
     "compare": (looking.compare, LOOK),
     "tree": (looking.tree, LOOK),
     "list": (looking.list_, LOOK),

@@ -1,4 +1,4 @@
-"""Commands that look: runs, show, diff, data, compare, tree, list, explain, env."""
+"""Commands that look: runs, show, diff, compare, tree, list, explain, env."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -85,47 +85,6 @@ def diff(a: str, b: str, /, *, common: Common = USUAL) -> Answer:
         "metrics": {path: [x, y] for path, x, y in metrics},
     }
     return Answer(table(rows, ("path", first.name, second.name)) if rows else "No difference.", data)
-
-
-def data(
-    what: Literal["report"], run: str, /, *,
-    against: Annotated[tuple[str, ...], Parameter(help="new logs to compare the training split with: files, folders, globs")] = (),
-    sample: Annotated[int, Parameter(help="dialogs of each split that topics, quality and shift are sought in")] = 5000,
-    name: Annotated[str | None, Parameter(help="a name for the report")] = None, common: Common = USUAL,
-) -> Answer:
-    """Report on data: what is in it, what was left out and why, how the splits differ, what to be careful about.
-
-    Parameters
-    ----------
-    what
-        report
-    run
-        a run of `chattune collect`, or any that was made from one
-    """
-    from chattune.core.config import validate
-    from chattune.core.stage import load_stage, plan
-    from chattune.evaluate.stage import SurveyConfig
-
-    home, stage = Home(common.home), load_stage("survey")
-    inputs = story.inputs_from(stage, story.chain_up([home.find(run)]))
-    config = validate(SurveyConfig, {"against": against, "sample": sample}, prefix="survey")
-    address = plan(stage, {"survey": config, "seed": 0}, inputs, home)
-    if name is not None:
-        home.give_name(name, address)
-    found = story.answer(address).manifest["metrics"]
-    train, counts = found["splits"]["train"], found["counts"]
-    rows = [
-        ("kept", f"{number(counts['kept'])} of {number(counts['read'])}"),
-        *((f"  {reason}", number(count)) for reason, count in counts["dropped"].items()),
-        ("splits", ", ".join(f"{split} {number(found['splits'][split]['dialogs'])}" for split in found["splits"])),
-        ("replies", f"{number(train['diversity']['words'])} words, {number(train['diversity']['different_words'])} different, "
-                    f"{train['diversity']['entropy_bits']:.2f} bits a word, distinct-2 {train['diversity']['distinct_2']:.3f}"),
-        ("topics", ", ".join(f"{topic} ({count})" for topic, count in [*found["topics"]["sizes"].items()][:6])),
-        *((name, f"{'they differ' if one['shifted'] else 'no shift'}, p = {one['p']:.2g}") for name, one in found["shift"].items()),
-        ("report", str(address / "data_report.html")),
-    ]  # fmt: skip
-    lines = [plain(table(rows)), *([""] if found["cautions"] else []), *(f"Caution: {plain(text)}" for text in found["cautions"])]
-    return Answer("\n".join(lines), {"run": str(address), "report": str(address / "data_report.html"), **found})
 
 
 def compare(
