@@ -261,7 +261,7 @@ def test_a_draft_model_that_does_not_fit_is_refused() -> None:
     model, tokenizer = few(), cast(Tokenizer, Few())
     other = build("gpt", WORDS + 1, width=16, heads=2, kv_heads=2, context=24)
     for draft in (
-        TorchRunner(other, slots=2, length=24), TorchRunner(few(), slots=1, length=24), TorchRunner(few(), slots=2, length=20),
+        TorchRunner(other, slots=2, length=24), TorchRunner(few(), slots=1, length=24),
         TorchRunner(build("gru", WORDS, width=16, context=24), slots=2, length=24),
     ):  # fmt: skip
         with pytest.raises(UsageError, match="cannot propose"):
@@ -269,6 +269,21 @@ def test_a_draft_model_that_does_not_fit_is_refused() -> None:
     recurrent = build("gru", WORDS, width=16, context=24)
     engine = Engine(recurrent, tokenizer, slots=2, draft=TorchRunner(few(), slots=2, length=24))
     assert engine.speculation is None, "states cannot go back"
+
+
+def test_a_draft_model_proposes_as_far_as_its_own_context_reaches() -> None:
+    model, tokenizer = few(), cast(Tokenizer, Few())
+    ask = Ask(PROMPT, Sampling(temperature=0, min_tokens=18, max_tokens=18))
+    (plain,) = Engine(model, tokenizer, slots=1).run([ask])
+    steps = []
+    for length in (12, 24):
+        only_drafts = Speculation(lookup=0)
+        engine = Engine(model, tokenizer, slots=1, draft=TorchRunner(model, slots=1, length=length), speculation=only_drafts)
+        assert engine.run([ask]) == [plain]
+        load = engine.load()
+        assert 0 < load.accepted_total == load.proposed_total
+        steps.append(load.steps_total)
+    assert steps[0] > steps[1] + 5, "beyond it token by token"
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -104,8 +104,15 @@ class _Terminated(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; give its exit code."""
-    words = _options_last(list(sys.argv[1:] if arguments is None else arguments))
+    """Run one command; give its exit code. Without `arguments` this is the program, which does not return where it was a server."""
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None and (server := sys.modules.get("chattune.serve.process")):
+        server.leave(code)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    words = _options_last(words)
     before = words[: words.index("--")] if "--" in words else words
     machine, debug = "--json" in before, "--debug" in before
     try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,13 +13,16 @@ from cyclopts import Parameter
 
 from chattune import story
 from chattune.cli.answer import USUAL, Answer, Common, table
+from chattune.cli.decoding import SpeculateOption, by_option, speculation_help, speculation_of
 from chattune.core.artifact import Home, check_name
-from chattune.core.errors import UsageError
+from chattune.core.errors import UsageError, did_you_mean
 from chattune.core.progress import talk
 
 if TYPE_CHECKING:
     import socket
 
+    from chattune.generate.engine import Engine
+    from chattune.generate.reply import Speculation
     from chattune.serve.limits import Limits
     from chattune.serve.models import NativeModel
     from chattune.serve.upstream import Upstream
@@ -36,6 +40,11 @@ def serve(
         Literal["auto", "float32", "bfloat16", "int8", "int4"],
         Parameter(help="how weights are held; auto: in int8 where the compiled step can run the model, else as they are"),
     ] = "auto",
+    speculate: SpeculateOption = None,
+    draft: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="a smaller run that proposes tokens, or name=RUN where several are served; repeatable"),
+    ] = None,
     together: Annotated[
         list[str] | None, Parameter(negative="", help="runs that answer together under a name, as name=RUN+RUN; repeatable")
     ] = None,
@@ -63,6 +72,8 @@ def serve(
     if limit == ["help"]:
         rows = [(row["name"], row["default"], row["meaning"]) for row in Limits.describe()]
         return Answer(table(rows, ["limit", "default", "meaning"]), {"limits": Limits.describe()})
+    if speculate == "help":
+        return speculation_help()
     limits = validate(Limits, override({}, limit or ()), prefix="--limit")
     behind = _named(upstream, "--upstream")
     secrets = _named(upstream_key, "--upstream-key")
@@ -72,6 +83,8 @@ def serve(
     addresses = {  # a mistake is told before torch comes
         name: tuple(str(story.checkpoint_of(home.find(member))) for member in members) for name, members in names.items()
     }
+    drafts = {name: str(story.checkpoint_of(home.find(member))) for name, member in _drafts(draft, names).items()}
+    speculation = speculation_of(speculate)
     _check_numbers(slots, context, port)
     from chattune.serve.keys import KeyFile
 
@@ -86,10 +99,10 @@ def serve(
     from chattune.serve.process import serve as run_server
 
     with bind(host, port) as bound:
-        model = functools.partial(_model, home=common.home, slots=slots, context=context, weights=weights, limits=limits)
-        shelf = Shelf(lambda name: model(name, (name,)))
+        how = _Serving(common.home, slots, context, weights, speculation, drafts, limits)
+        shelf = Shelf(lambda name: how.model(name, (name,)))
         for name, members in addresses.items():
-            shelf.put(model(name, members))
+            shelf.put(how.model(name, members))
         for other in others:
             shelf.put(other)
         facts = _hello(bound, [*shelf.all()], bool(key_file.all()))
@@ -135,23 +148,57 @@ def keys(
     return Answer(told, {"name": name, "key": key, "file": str(store.path)})
 
 
-def _model(
-    name: str, runs: tuple[str, ...], *, home: Path, slots: int, context: int | None, weights: str, limits: Limits
-) -> NativeModel:
-    """A run as it is served; several are one model that averages their probabilities, each by the fastest runner it has."""
-    from chattune.generate.engine import Engine
-    from chattune.generate.ensemble import EnsembleRunner, together
-    from chattune.generate.runner import runner_for
-    from chattune.serve.models import NativeModel
+@dataclass(frozen=True)
+class _Serving:
+    """How runs are served. `drafts`: the run that proposes to a model, by the model's name."""
 
-    chats = [story.load(run, home) for run in runs]
-    chat = chats[0] if len(chats) == 1 else together(chats)
-    length = min(context or chat.context, chat.context)
-    runners = [runner_for(each.model, slots=slots, length=length, weights=weights) for each in chats]
-    runner = runners[0] if len(runners) == 1 else EnsembleRunner(runners)
-    talk().print(f"{name}: {runner.why}", markup=False)
-    engine = Engine(chat.model, chat.tokenizer, slots=slots, length=length, runner=runner)
-    return NativeModel(name, chat, engine, slots=slots, limits=limits, context=length)
+    home: Path
+    slots: int
+    context: int | None
+    weights: str
+    speculation: Speculation | None
+    drafts: Mapping[str, str]
+    limits: Limits
+
+    def model(self, name: str, runs: tuple[str, ...]) -> NativeModel:
+        """A run as it is served; several are one model that averages their probabilities, each by the fastest runner it has."""
+        from chattune.generate.ensemble import together
+        from chattune.serve.models import NativeModel
+
+        chats = [story.load(run, self.home) for run in runs]
+        chat = chats[0] if len(chats) == 1 else together(chats)
+        with by_option(name):
+            decoding = story.decoding(self.weights, self.speculation, self.drafts.get(name), self.home)
+            decoding.check(chat)
+            engine = decoding.engine(chat, slots=self.slots, length=self.context)
+        talk().print(f"{name}: {engine.runner.why}{_proposals(engine, self.drafts.get(name))}", markup=False)
+        return NativeModel(name, chat, engine, slots=self.slots, limits=self.limits, context=engine.length)
+
+
+def _proposals(engine: Engine, draft: str | None) -> str:
+    """What is proposed to the model, for people."""
+    if engine.speculation is None:
+        return ""
+    told = f"; up to {engine.speculation.lookup} tokens are looked up"
+    return told if draft is None else f"{told}, up to {engine.speculation.draft} proposed by {Path(draft).name}"
+
+
+def _drafts(said: list[str] | None, names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """The run that proposes to each model, as ``name=RUN``, or as ``RUN`` where one model is served."""
+    if said and len(said) == 1 and "=" not in said[0]:
+        if len(names) != 1:
+            raise UsageError(
+                f"'{said[0]}' could propose to each of {len(names)} models.", path="--draft", value=said[0], rule="name=RUN",
+                hint=f"Say to which: --draft {next(iter(names), 'NAME')}={said[0]}.",
+            )
+        return dict.fromkeys(names, said[0])
+    found = _named(said, "--draft")
+    for name in found.keys() - names.keys():
+        raise UsageError(
+            f"no run is served as '{name}'.", path="--draft", value=name, rule="the name of a model served",
+            hint=did_you_mean(name, names) or "See `chattune runs`.",
+        )
+    return found
 
 
 def _upstreams(behind: dict[str, str], secrets: dict[str, str], limits: Limits) -> list[Upstream]:

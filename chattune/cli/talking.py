@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from chattune import story
 from chattune.cli.answer import USUAL, Answer, Common, plain, short, table
+from chattune.cli.decoding import SpeculateOption, by_option, mapping, speculation_help, speculation_of
 from chattune.core.artifact import Home
-from chattune.core.config import parse, validate
+from chattune.core.config import validate
 from chattune.core.errors import UsageError
 from chattune.core.part import Settings
 from chattune.generate.decoders import Decoder
@@ -32,6 +33,12 @@ def chat(
     decoder: Annotated[str | None, Parameter(help="search instead of drawing: a name of `chattune list decoders`")] = None,
     together: Annotated[list[str] | None, Parameter(negative="", help="a run that answers together with RUN; repeatable")] = None,
     shares: Annotated[str | None, Parameter(help="their weights: 0.6,0.4 or fitted (on validation dialogs); else equal")] = None,
+    weights: Annotated[
+        Literal["own", "auto", "float32", "bfloat16", "int8", "int4"],
+        Parameter(help="how weights are held; own: as they are, by PyTorch; auto: in int8 where the compiled step can run the model"),
+    ] = "own",
+    speculate: SpeculateOption = None,
+    draft: Annotated[str | None, Parameter(help="a run with the same tokenizer, smaller and faster, that proposes tokens")] = None,
     common: Common = USUAL,
 ) -> Answer:
     """Talk to a model: streaming, with history; /help says what else. Reads a pipe too, one message a line.
@@ -41,20 +48,26 @@ def chat(
     run
         an import, train or evaluate run: a path, a name, or the beginning of a digest
     """
+    if speculate == "help":
+        return speculation_help()
     drawing = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     options = {**drawing, "max_tokens": max_tokens, "seed": seed}
     runs = [run, *(together or ())]
-    address, *_ = [story.checkpoint_of(Home(common.home).find(each)) for each in runs]  # a mistake is told before torch is imported
-    searching = _decoder(decoder, [name for name, value in drawing.items() if value is not None])
-    weights = _shares(shares, len(runs))
+    home = Home(common.home)
+    address, *_ = [story.checkpoint_of(home.find(each)) for each in [*runs, *([draft] if draft else [])]]  # before torch is imported
+    computing = {"weights": None if weights == "own" else weights, "speculate": speculate, "draft": draft}
+    searching = _decoder(decoder, [name for name, value in {**drawing, **computing}.items() if value is not None])
+    mixture, speculation = _shares(shares, len(runs)), speculation_of(speculate)
     from chattune.generate.reply import Sampling
 
     asked = {key: value for key, value in options.items() if value is not None}
     validate(Sampling, asked, prefix="--")
     sampling = validate(Sampling, {**story.usual_sampling(address).model_dump(exclude={"rules"}), **asked}, prefix="--")
-    model = story.ensemble(runs, weights, common.home) if together else story.load(run, common.home)
+    with by_option():
+        how = story.decoding(weights, speculation, draft, common.home)
+        model = (story.ensemble(runs, mixture, common.home) if together else story.load(run, common.home)).decoded_by(how)
     if prompt is None and not common.json:
         from chattune.generate.speaker import Searching
         from chattune.generate.terminal import chat as talk_to
@@ -68,7 +81,15 @@ def chat(
         return _searched(model, messages, searching, sampling)
     reply = model.replies([messages], sampling)[0]
     data = {"reply": reply.text, "tokens": len(reply.tokens), "finish_reason": reply.finish_reason, "ids": [*reply.tokens]}
-    return Answer(plain(reply.text), data)
+    return Answer(plain(reply.text), {**data, **_proposed(model)})
+
+
+def _proposed(model: ChatModel) -> dict[str, Any]:
+    """How many tokens speculation proposed, how many of them were taken, and the steps that were made."""
+    decoding, found = model.decoding, model.figures()
+    if found is None or decoding is None or (decoding.speculation is None and decoding.draft is None):
+        return {}
+    return {"speculation": {"proposed": found.proposed_total, "accepted": found.accepted_total, "steps": found.steps_total}}
 
 
 class _Searching(Settings):
@@ -87,7 +108,8 @@ def _decoder(said: str | None, drawing: Sequence[str]) -> Decoder | None:
             f"{name} acts on drawing, and a decoder searches.", path=name, rule="one of the two",
             hint="Leave it out; `chattune list decoders` shows what can be set instead.",
         )
-    return validate(_Searching, {"decoder": parse(said) if said.startswith("{") else said}, prefix="--").decoder
+    meant = mapping(said, "--decoder", "{name: beam_search, width: 4}")
+    return validate(_Searching, {"decoder": meant}, prefix="--").decoder
 
 
 def _shares(said: str | None, count: int) -> Any:

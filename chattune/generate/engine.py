@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 _TOTALS = ("generated", "prompt", "prefix_hits", "cancelled", "failed", "steps", "proposed", "accepted")
+_MOMENT = 0.005  # seconds between two looks at one's own events while another thread computes them
 _Event = TypeVar("_Event")
 
 
@@ -110,7 +111,7 @@ class Engine:
     """Continuous batching over a runner. `slots`: requests side by side; `length`: tokens of prompt and reply, at most and by default
     the model's context; `chunk`: prompt tokens read in a step, so that those who write are not held up by those who read.
     `speculation`: tokens are proposed and looked at together, where the runner can go back; `draft`: a runner of a smaller model
-    with the same tokenizer, which proposes (`speculation` by default where it is given)."""
+    with the same tokenizer, which proposes (`speculation` by default where it is given) as far as its slots reach."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None, runner: Runner | None = None,
@@ -258,12 +259,12 @@ class Engine:
         )
 
     def _drafter(self, draft: Runner, chunk: int) -> Drafter:
-        known = (self.runner.vocabulary, self.runner.slots, self.length)
-        if draft.vocabulary != known[0] or draft.slots < known[1] or draft.length < known[2] or not draft.rewinds:
+        known = (self.runner.vocabulary, self.runner.slots)
+        if draft.vocabulary != known[0] or draft.slots < known[1] or not draft.rewinds:
             raise UsageError(
-                f"a draft model with {draft.vocabulary} tokens, {draft.slots} slots of {draft.length} tokens cannot propose here.",
-                path="draft", value=draft.vocabulary, hint="Take a model with the same tokenizer that was built with attention.",
-                rule=f"the model's {known[0]} tokens and {known[1]} slots of {known[2]} tokens or more, and a runner that rewinds",
+                f"a draft model with {draft.vocabulary} tokens and {draft.slots} slots cannot propose here.", path="draft",
+                value=draft.vocabulary, rule=f"the model's {known[0]} tokens, {known[1]} slots or more, and a runner that rewinds",
+                hint="Take a model with the same tokenizer that was built with attention.",
             )  # fmt: skip
         return Drafter(draft, self.choice, chunk)
 
@@ -308,7 +309,7 @@ class Engine:
             try:
                 return events.get_nowait()
             except Empty:
-                self._step()
+                self._step(_MOMENT)
         return events.get()
 
     def _work(self) -> None:
@@ -321,8 +322,11 @@ class Engine:
                     return
             self._step()
 
-    def _step(self) -> None:
-        with self._turn:
+    def _step(self, patience: float = -1) -> None:
+        """One step, or none where another thread did not end its own within `patience` seconds (−1: it always does)."""
+        if not self._turn.acquire(timeout=patience):
+            return
+        try:
             self._drop_unwanted()
             with self._lock:
                 step = self.scheduler.step()
@@ -332,6 +336,8 @@ class Engine:
                 except Exception as error:
                     self._fail(step, error)
             self._drop_unwanted()
+        finally:
+            self._turn.release()
 
     def _compute(self, step: Step) -> None:
         """One pass, and at least one token for each request whose prompt is read."""
@@ -385,7 +391,7 @@ class Engine:
             tokens = looked_up(request.chooser.past.all(), self.speculation.match, min(self.speculation.lookup, room))
             if tokens:
                 found[job] = Proposal(tokens)
-            elif self.drafter is not None and room > 0:
+            elif self.drafter is not None and (room := min(room, self.drafter.runner.length - len(job.ids))) > 0:
                 others.append(request)
                 most.append(min(self.speculation.draft, room))
         if others and self.drafter is not None:

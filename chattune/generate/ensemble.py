@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from chattune.core.errors import SettingError, UsageError
 from chattune.dialogs.near_duplicates import normalised
 from chattune.generate.decoders import Decoder
+from chattune.generate.decoding import same_tokens
 from chattune.generate.reply import ChatModel, Messages, Reply
 from chattune.generate.runner import Piece, Runner
 from chattune.generate.speaker import candidates
@@ -147,8 +148,7 @@ def together(chats: Sequence[ChatModel], weights: Sequence[float] | None = None)
     first, *others = chats
     probe = [{"role": "user", "content": "Hello, 你好"}]
     for number, other in enumerate(others, start=1):
-        one, two = first.tokenizer, other.tokenizer
-        if list(one.pieces) != list(two.pieces) or one.control != two.control or one.ends != two.ends or one.never != two.never:
+        if not same_tokens(first.tokenizer, other.tokenizer):
             raise UsageError(
                 f"model {number} has another tokenizer than the first.", path=f"models[{number}]", rule="one tokenizer",
                 hint="Train all of them from one prepared token set; replies of unlike models can still be chosen by vote.",

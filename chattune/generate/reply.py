@@ -7,7 +7,9 @@ and the prompt's ids, so it does not matter whether it is answered alone or amon
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -32,7 +34,8 @@ from chattune.generate.rules.typical_p import TypicalP
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from chattune.generate.engine import Ask, Engine
+    from chattune.generate.decoding import Decoding
+    from chattune.generate.engine import Ask, Engine, EngineLoad
     from chattune.models.language_model import LanguageModel
     from chattune.tokens.template import Template
 
@@ -110,6 +113,33 @@ class Sampling(Settings):
         return [*(rule for rule in rules if rule != type(rule)()), *self.rules]
 
 
+class Speculation(Settings):
+    """Tokens are proposed cheaply, and the model looks at several of them in one pass: how many, and from where.
+
+    It pays where few requests run and where what they say stands in the conversation already (quotes, lists, code), or where a draft
+    model says much the same several times faster. A lookup changes no reply; a draft model changes no likeliest token and no
+    distribution, but draws are other ones.
+    """
+
+    lookup: int = setting(6, "tokens proposed from an earlier place that went on alike; 0: none", low=0, high=64)
+    match: int = setting(3, "tokens before it that must be the same there", low=1, high=16)
+    draft: int = setting(4, "tokens proposed by a draft model, where there is one; 0: none", low=0, high=64)
+
+    @classmethod
+    def meant(cls, said: str | Mapping[str, Any] | Speculation, path: str = "speculation") -> Speculation:
+        """What ``"lookup"``, a mapping of settings, or the settings themselves mean."""
+        if isinstance(said, Speculation):
+            return said
+        if said == "lookup":
+            return cls()
+        if not isinstance(said, Mapping):
+            raise UsageError(
+                f"'{said}' proposes nothing.", path=path, value=said, rule="lookup, or settings such as {lookup: 8, match: 2}",
+                hint=f"There are: {', '.join(cls.model_fields)}.",
+            )  # fmt: skip
+        return validate(cls, said, prefix=path)
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyEvent:
     """One step of a reply. `text`: what became complete with this token, possibly nothing: a character is never split.
@@ -143,14 +173,27 @@ class ChatModel:
     """A model that answers. Messages are `Message` or ``{"role", "content"}``; their history is the caller's.
 
     Control tokens other than those that end a turn are never drawn. Where the history does not fit into the context, the system
-    message and the newest turns are kept, and the events say how many were forgotten. `sampling` is used where none is asked for.
+    message and the newest turns are kept, and the events say how many were forgotten. `sampling` is used where none is asked for;
+    `decoding`: how replies are computed; without it as in training, by PyTorch.
+
+    It may be asked from several threads. What was read of a conversation stays in memory until `close`, so that it goes on from there.
     """
 
-    def __init__(self, model: LanguageModel, template: Template, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, template: Template, sampling: Sampling | None = None, decoding: Decoding | None = None
+    ) -> None:
         self.model, self.template, self.tokenizer = model.eval(), template, template.tokenizer
-        self.sampling = sampling or Sampling()
+        self.sampling, self.decoding = sampling or Sampling(), decoding
         self.context = model.family.context_length()
         self.ends = frozenset(self.tokenizer.ends)
+        self._lock = threading.Lock()
+        self._kept: tuple[Engine, object] | None = None  # with the state of the weights that it was made of
+        if decoding is not None:
+            decoding.check(self)
+
+    def decoded_by(self, decoding: Decoding) -> ChatModel:
+        """The same model, its replies computed in another way. Refuses (`UsageError`) what cannot be followed."""
+        return type(self)(self.model, self.template, self.sampling, decoding)
 
     def reply(self, text_or_messages: str | Messages, **sampling: Any) -> str:
         """The answer to a text, or to messages; keywords are the settings of `Sampling`."""
@@ -165,16 +208,36 @@ class ChatModel:
         """The reply as it is drawn: an event for each token, and a last one with the reason why it ended."""
         sampling = sampling or self.sampling
         prompt, forgotten = self._fitted(messages, sampling)
-        for event in self._engine().stream(self._ask(prompt, sampling)):
-            yield replace(event, forgotten=forgotten) if forgotten else event
+        with self._engine() as engine:
+            for event in engine.stream(self._ask(prompt, sampling)):
+                yield replace(event, forgotten=forgotten) if forgotten else event
 
     def replies(self, many: Sequence[Messages], sampling: Sampling | None = None) -> list[Reply]:
         """A reply to each of many conversations, in their order; decoded side by side."""
         sampling = sampling or self.sampling
         prompts = [self._fitted(messages, sampling) for messages in many]
         asks = [self._ask(prompt, sampling) for prompt, _ in prompts]
-        replies = self._engine(len(asks)).run(asks)
+        with self._engine(len(asks)) as engine:
+            replies = engine.run(asks)
         return [replace(reply, forgotten=forgotten) for reply, (_, forgotten) in zip(replies, prompts, strict=True)]
+
+    def figures(self) -> EngineLoad | None:
+        """What was decoded since the first reply, such as the tokens that speculation proposed; none before it, and after `close`."""
+        with self._lock:
+            return None if self._kept is None else self._kept[0].load()
+
+    def close(self) -> None:
+        """Give back what conversations left in memory, and end replies that are not finished. The next reply begins anew."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[0].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids after which the model answers these messages."""
@@ -192,10 +255,30 @@ class ChatModel:
 
         return Ask(tuple(prompt), sampling)
 
-    def _engine(self, replies: int = 1) -> Engine:
+    @contextmanager
+    def _engine(self, replies: int = 1) -> Iterator[Engine]:
+        """The engine that is kept; another one where it has too few places, and where the weights have changed since."""
+        with self._lock:
+            weights = tuple(_version(tensor) for tensor in (*self.model.parameters(), *self.model.buffers()))
+            slots = min(max(replies, 1), ROWS)
+            if self._kept is None or self._kept[0].runner.slots < slots or self._kept[1] != weights:
+                # On the processor a place that is not used takes no memory.
+                self._kept = self._made(ROWS if self.model.device.type == "cpu" else slots), weights
+            engine = self._kept[0]
+        try:
+            yield engine
+        except (KeyboardInterrupt, SystemExit):  # in the midst of a step: nobody knows what the engine holds
+            with self._lock:
+                if self._kept is not None and self._kept[0] is engine:
+                    self._kept = None
+            raise
+
+    def _made(self, slots: int) -> Engine:
         from chattune.generate.engine import Engine
 
-        return Engine(self.model, self.tokenizer, slots=min(replies, ROWS) or 1, chunk=_CHUNK)
+        if self.decoding is not None:
+            return self.decoding.engine(self, slots=slots, chunk=_CHUNK)
+        return Engine(self.model, self.tokenizer, slots=slots, chunk=_CHUNK)
 
     def _fitted(self, messages: Messages, sampling: Sampling) -> tuple[list[int], int]:
         """Prompt ids that leave room for a reply (a quarter of the context at most), and how many messages were forgotten for it."""
@@ -241,6 +324,11 @@ def drawn_at(logits: Tensor, chance: Tensor) -> Tensor:
     # Scaled to the sum as rounded; below it by more than a rounding error, so that the token found has a probability above 0.
     mark = chance.clamp(max=1 - 1e-12) * reached[:, -1]
     return torch.searchsorted(reached, mark[:, None], right=True)[:, 0]
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Another one when the numbers of the tensor have changed."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _role(message: Message | Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ in their tests. Work is grouped so that a step takes few passes over the weights
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -67,18 +67,17 @@ def runner_for(
 ) -> Runner:
     """The fastest runner for this model on this machine.
 
-    `weights`: the numbers that matrices are kept in; ``"auto"``: int8 where the compiled step can run the model (it costs less than
-    0.005 nats a token; int4 is faster and costs less than 0.03), else the model's own. Where only PyTorch can run it, weights are
-    rounded as asked but not stored so. `native`: whether the compiled step is taken: where it can be, always (`UsageError` where it
-    cannot), or never.
+    `weights`: the numbers that matrices are kept in; ``"own"``: the model's own, by PyTorch; ``"auto"``: int8 where the compiled step
+    can run the model (it costs less than 0.005 nats a token; int4 is faster and costs less than 0.03), else bfloat16 where that was
+    measured to be faster here, else float32. Where only PyTorch can run it, weights are rounded as asked, and stored so only in
+    bfloat16 on a processor that multiplies it fast. `native`: whether the compiled step is taken: where it can be, always
+    (`UsageError` where it cannot), or never.
     """
-    if weights not in ("auto", *NUMBERS):
-        raise UsageError(
-            f"weights cannot be kept in '{weights}'.", path="weights", value=weights, rule=f"auto, {', '.join(NUMBERS)}",
-            hint=did_you_mean(weights, NUMBERS),
-        )  # fmt: skip
+    check_weights(model, weights)
     reason: str | None = "native=False was asked for"
-    if native:
+    if weights == "own":
+        reason = "the model's own numbers were asked for"
+    elif native:
         from chattune.generate.native.runner import native_reason, native_runner
 
         reason = native_reason(model)
@@ -87,41 +86,69 @@ def runner_for(
             runner: Runner = native_runner(model, slots=slots, length=length, weights=chosen)  # type: ignore[arg-type]
             runner.why = f"the compiled step, with weights in {chosen}"
             return runner
-    if weights != "auto":
-        model = _rounded(model, weights)
-    runner = TorchRunner(model, slots=slots, length=length)
-    rounded = f" rounded to {weights}" if weights in ("int8", "int4") else ""
-    runner.why = f"PyTorch, with weights in {str(model.dtype).removeprefix('torch.')}{rounded}: {reason}"
+    from chattune.generate.layouts import laid_out
+
+    if weights != "own":
+        model, weights = _rounded(model, weights)
+    laid, head = laid_out(model)
+    runner = TorchRunner(laid, slots=slots, length=length, head=head)
+    stored = str(model.dtype).removeprefix("torch.")
+    rounded = f" rounded to {weights}" if weights not in ("own", stored) else ""
+    runner.why = f"PyTorch, with weights in {stored}{rounded}: {reason}"
     return runner
 
 
-def _rounded(model: LanguageModel, weights: str) -> LanguageModel:
-    """The model with matrices rounded to what `weights` can hold: a copy, where they are not its own."""
+def check_weights(model: LanguageModel, weights: str) -> None:
+    """Refuse (`UsageError`) numbers that nothing is kept in, and those that this model's weights are not."""
+    if weights not in ("auto", "own", *NUMBERS):
+        raise UsageError(
+            f"weights cannot be kept in '{weights}'.", path="weights", value=weights, rule=f"auto, own, {', '.join(NUMBERS)}",
+            hint=did_you_mean(weights, NUMBERS),
+        )  # fmt: skip
+    if weights in ("int8", "int4"):
+        from chattune.models.families._gpt import GPTModel
+
+        if not isinstance(model, GPTModel):
+            raise UsageError(
+                f"the {model.family.name} family has no weights in {weights}.", path="weights", value=weights,
+                rule="float32 or bfloat16, and int8 or int4 for the gpt family", hint="Leave weights open.",
+            )  # fmt: skip
+
+
+def _rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, str]:
+    """The model with matrices rounded to what `weights` can hold, and what that is; a copy, where they are not its own."""
     import torch
 
-    if weights in ("float32", "bfloat16"):
-        dtype = getattr(torch, weights)
-        return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    from chattune.generate.native.packing import dequantised
-    from chattune.models.families._gpt import GPTModel
+    from chattune.generate.layouts import bfloat16_is_faster
 
-    if not isinstance(model, GPTModel):
-        raise UsageError(
-            f"the {model.family.name} family has no weights in {weights}.", path="weights", value=weights,
-            rule="float32 or bfloat16, and int8 or int4 for the gpt family", hint="Leave weights open.",
-        )  # fmt: skip
-    return dequantised(model, weights)  # type: ignore[arg-type]
+    processor = model.device.type == "cpu"
+    if weights == "auto":
+        weights = str(model.dtype).removeprefix("torch.")
+        if processor and weights == "float32" and bfloat16_is_faster():
+            weights = "bfloat16"
+    if weights == "bfloat16" and processor and not bfloat16_is_faster():
+        short = model if model.dtype == torch.bfloat16 else copy.deepcopy(model).to(torch.bfloat16)
+        return copy.deepcopy(short).float(), weights  # the same weights, and products in numbers that this processor multiplies fast
+    if weights not in ("int8", "int4"):
+        dtype = getattr(torch, weights)
+        return model if model.dtype == dtype else copy.deepcopy(model).to(dtype), weights
+    from chattune.generate.native.packing import dequantised
+
+    return dequantised(model, weights), weights  # type: ignore[arg-type]
 
 
 class TorchRunner:
-    """Any family, by PyTorch, in the numbers that the model has."""
+    """Any family, by PyTorch, in the numbers that the model has. `head`: instead of the model's own."""
 
     why = "PyTorch"
 
-    def __init__(self, model: LanguageModel, *, slots: int, length: int) -> None:
+    def __init__(
+        self, model: LanguageModel, *, slots: int, length: int, head: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         import torch
 
         self.model, self.slots, self.length, self.vocabulary = model.eval(), slots, length, model.vocabulary
+        self._head = head or model.head
         with torch.inference_mode():
             cache = model.new_cache(slots, length)
         self.rewinds, self.joins = cache.rewinds, cache.joins
@@ -140,8 +167,7 @@ class TorchRunner:
                 for row, number in enumerate(group):
                     length = len(pieces[number].ids)
                     found[number] = hidden[row, 0 if pieces[number].every else length - 1 : length]
-            logits: Tensor = self.model.head(torch.cat(found))
-            return logits.float()
+            return self._head(found[0] if len(found) == 1 else torch.cat(found)).float()
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         import torch

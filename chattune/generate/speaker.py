@@ -5,18 +5,19 @@ Decoders look at many ways to go on from one prompt; a `Progress` holds them as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from chattune.core.config import validate
 from chattune.core.errors import UsageError
-from chattune.generate.reply import Reply, ReplyEvent
+from chattune.generate.reply import Reply, ReplyEvent, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from chattune.generate.decoders import Candidate, Decoder
-    from chattune.generate.reply import ChatModel, Messages, Sampling
+    from chattune.generate.reply import ChatModel, Messages
     from chattune.models.language_model import LanguageModel
 
 
@@ -126,8 +127,25 @@ class Searching:
 
     chat: ChatModel
     decoder: Decoder
+    acting: ClassVar[tuple[str, ...]] = ("max_tokens", "seed")  # settings of `Sampling` that a search follows, too
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[ReplyEvent]:
         """The reply as one event. Of `sampling` its length and seed act: a decoder searches instead of drawing."""
         reply = candidates(self.chat, messages, self.decoder, sampling.max_tokens, sampling.seed)[0].reply
         yield ReplyEvent(reply.text, None, reply.finish_reason)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the decoder."""
+        return self.decoder.model_dump()
+
+    def changed(self, settings: Mapping[str, Any]) -> Searching:
+        """With other settings of the decoder; those of drawing are refused (`UsageError`) by name."""
+        known = (*self.acting, *self.settings)
+        for name, value in settings.items():
+            if name in Sampling.model_fields and name not in known:
+                raise UsageError(
+                    f"acts on drawing, and {self.decoder.name} searches.", path=name, value=value, rule=f"one of {', '.join(known)}",
+                    hint=f"Here act: {', '.join(known)}.",
+                )
+        return Searching(self.chat, validate(type(self.decoder), {**self.settings, **settings}))

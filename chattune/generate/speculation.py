@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from chattune.core.part import Settings, setting
 from chattune.generate.choice import Asking, Choice, Row
+from chattune.generate.reply import Speculation as Speculation
 from chattune.generate.runner import Piece, Runner
 from chattune.generate.scheduler import common
 
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from chattune.generate.choice import Chances
 
 _PATIENCE = 6  # steps without a proposal, at most, after proposals that were not taken
-
-
-class Speculation(Settings):
-    """How many tokens are proposed, and from where. It pays where few requests run and what they say was said before."""
-
-    lookup: int = setting(6, "tokens proposed from an earlier place that went on alike; 0: none", low=0, high=64)
-    match: int = setting(3, "tokens before it that must be the same there", low=1, high=16)
-    draft: int = setting(4, "tokens proposed by a draft model, where there is one; 0: none", low=0, high=64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, Self, TextIO, runtime_checkable
 
 from chattune.core.config import validate
 from chattune.core.errors import ChattuneError, did_you_mean
@@ -16,7 +16,7 @@ COMMANDS = {
     "/help": "what can be typed here",
     "/reset": "forget the conversation",
     "/system TEXT": "set the system message (nothing: remove it) and start anew",
-    "/set NAME=VALUE": "change the sampling, such as temperature=0.7 or seed=1; /set alone shows it",
+    "/set NAME=VALUE": "change how replies are drawn or searched for, such as seed=1; /set alone shows it",
     "/quit": "leave (Ctrl-D does too); Ctrl-C stops an answer",
 }
 _PROMPT = "› "
@@ -28,6 +28,21 @@ class Speaks(Protocol):
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[ReplyEvent]:
         """The reply to these messages, event by event."""
+        ...
+
+
+@runtime_checkable
+class Adjustable(Speaks, Protocol):
+    """What speaks with settings of its own. `acting`: settings of `Sampling` that act beside them."""
+
+    @property
+    def acting(self) -> tuple[str, ...]: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """The same with other settings; what does not act is refused by name."""
         ...
 
 
@@ -120,13 +135,21 @@ class _Conversation:
                 if not equals:
                     raise ChattuneError(f"'{assignment}' sets nothing.", value=assignment, hint="Write it like /set temperature=0.7.")
                 values[key] = yaml.safe_load(value)
+            model = self.model
+            if isinstance(model, Adjustable):
+                model = model.changed({name: value for name, value in values.items() if name not in model.acting})
+                values = {name: value for name, value in values.items() if name in model.acting}
             self.sampling = validate(Sampling, {**self.sampling.model_dump(), **values})
+            self.model = model
         except yaml.YAMLError:
             self.complain(ChattuneError(f"'{assignments}' cannot be read.", hint="Write it like /set temperature=0.7."))
         except ChattuneError as error:
             self.complain(error)
         else:
-            self.note("  ".join(f"{name}={value}" for name, value in self.sampling.model_dump().items() if name != "rules"))
+            shown = {name: value for name, value in self.sampling.model_dump().items() if name != "rules"}
+            if isinstance(self.model, Adjustable):
+                shown = {**{name: shown[name] for name in self.model.acting}, **self.model.settings}
+            self.note("  ".join(f"{name}={value}" for name, value in shown.items()))
 
     def show(self, text: str, piped: bool = False) -> None:
         """Part of an answer. In a pipe one answer is one line, so that the reader knows where it ends."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from chattune.core.seeds import derived
 from chattune.models.initializers import Initializer, Place, Role
@@ -24,6 +26,21 @@ class Settling(nn.Module):
     def settle(self) -> None:
         """Called once, after the fill."""
         raise NotImplementedError
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules that are made in it take no memory, and their own ways to fill themselves do nothing: to draw numbers for no memory
+    torch would load its compiler, which takes two seconds."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def usual_role(name: str, module: nn.Module) -> Role:

@@ -144,6 +144,7 @@ class Cache:
         self.values = [untouched(rows, heads, length, head, dtype=dtype, device=device) for _ in range(layers)]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.picked: Tensor | None = None  # (rows,) which rows of the blocks are meant, where it is not all of them
+        self._written: tuple[Tensor, Tensor, int] | None = None  # slots, their `_places`, and the end
 
     @property
     def length(self) -> int:
@@ -159,14 +160,20 @@ class Cache:
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put (rows, heads, time, head) keys and values at `slots`; gives all up to the last slot written."""
-        rows, heads, _, head = keys.shape
-        block, end = self.keys[layer], int(slots[:, -1].max()) + 1
-        row = torch.arange(rows, device=slots.device) if self.picked is None else self.picked
-        above = row[:, None] * heads + torch.arange(heads, device=slots.device)  # (rows, heads)
-        index = (above[:, :, None] * block.shape[2] + slots[:, None]).flatten()
+        block, head = self.keys[layer], keys.shape[3]
+        if self._written is None or self._written[0] is not slots:  # all layers of a pass write to the same places
+            self._written = slots, *self._places(slots, keys.shape[1])
+        _, index, end = self._written
         block.view(-1, head).index_copy_(0, index, keys.reshape(-1, head).to(block.dtype))
         self.values[layer].view(-1, head).index_copy_(0, index, values.reshape(-1, head).to(block.dtype))
         return self.read(layer, end)
+
+    def _places(self, slots: Tensor, heads: int) -> tuple[Tensor, int]:
+        """(rows · heads · time,) where `slots` lie among all (head,) vectors of a block, and the end of the last one."""
+        row = torch.arange(len(slots), device=slots.device) if self.picked is None else self.picked
+        above = row[:, None] * heads + torch.arange(heads, device=slots.device)  # (rows, heads)
+        index = (above[:, :, None] * self.keys[0].shape[2] + slots[:, None]).flatten()
+        return index, int(slots[:, -1].max()) + 1
 
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """(rows, heads, end, head) keys and values of the first `end` slots."""

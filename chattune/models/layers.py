@@ -2,7 +2,8 @@
 
 Legend: rows × time tokens; `heads` query heads, `kv` key-value heads, `head` numbers in each. Fresh weights are left empty
 here: the family that uses a layer fills it. Where the processor has no fused kernel for a formula and its gradient, both are
-written out for it (a third to a half of the passes over memory); elsewhere, and under a compiler, the plain formula stands.
+written out for it (a third to a half of the passes over memory); elsewhere, and under a compiler, the plain formula stands. Without
+gradients the same numbers come without the machinery of autograd, which takes longer than the work on a single token.
 """
 
 from __future__ import annotations
@@ -65,16 +66,22 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     if _has_fused_kernels(x):
         root = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
         return (x.float() * root).to(x.dtype) * weight
+    if not torch.is_grad_enabled():
+        return x * _inverse_root(x, epsilon) * weight
     normed: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
     return normed
+
+
+def _inverse_root(x: Tensor, epsilon: float) -> Tensor:
+    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()
+    return square.div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()
-        root = square.div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
+        root = _inverse_root(x, epsilon)
         normed = x * root
         ctx.save_for_backward(normed, root, weight)
         result: Tensor = normed * weight
@@ -99,6 +106,9 @@ def swiglu(x: Tensor) -> Tensor:
     if _has_fused_kernels(x):
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
+    if not torch.is_grad_enabled():
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
     product: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
     return product
 
@@ -208,6 +218,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if _has_fused_kernels(x):
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if not torch.is_grad_enabled():
+        return _turned(x, cos, sin, 1.0)
     turned: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return turned
 
@@ -303,9 +315,10 @@ def attention(
     `q`: (rows, heads, time, head); `k`, `v`: (rows, kv, keys, head), each shared by heads/kv query heads in a row; `bias`:
     (rows or 1, 1, time, keys) or none. `causal` tells that the bias is the plain causal one, for kernels that know it. `scale`:
     1/√head where none is given. Scores are kept within ±`cap` before the bias (`softcap`). Chooses the kernel by device and number
-    of keys; none of the fused ones knows a cap.
+    of queries and keys; none of the fused ones knows a cap, and the processor's repeats keys that are shared.
     """
-    if cap is None and (q.is_cuda or k.shape[2] > PLAIN_ATTENTION_LIMIT):
+    single = q.shape[2] == 1 and q.shape[1] == k.shape[1]
+    if cap is None and (q.is_cuda or single or k.shape[2] > PLAIN_ATTENTION_LIMIT):
         known = causal and q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=None if known else bias, dropout_p=drop, is_causal=known, scale=scale,

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from chattune.dialogs.stage import CollectConfig
     from chattune.evaluate.compare import Contender
     from chattune.evaluate.loss import SplitLoss
-    from chattune.generate.reply import ChatModel, Sampling
+    from chattune.generate.decoding import Decoding
+    from chattune.generate.reply import ChatModel, Sampling, Speculation
     from chattune.tokens.batch import Batch
     from chattune.tokens.token_set import TokenSet
 
 __all__ = [
-    "DATA", "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "ensemble", "export", "forecast",
-    "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of", "resume",
-    "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
+    "DATA", "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "decoding", "ensemble", "export",
+    "forecast", "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of",
+    "resume", "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
 ]  # fmt: skip
 
 
@@ -141,18 +142,40 @@ def resume(reference: str | os.PathLike[str], home: str | os.PathLike[str] = "ru
     return Result(address, None, {artifact.manifest["stage"]: address}, summary(address, place.path))
 
 
-def load(run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs") -> ChatModel:
+def load(
+    run: str | os.PathLike[str], home: str | os.PathLike[str] = "runs", *, weights: str = "own",
+    speculation: str | Mapping[str, Any] | Speculation | None = None, draft: str | os.PathLike[str] | None = None,
+) -> ChatModel:
     """The chat model of a run: a path, a name or the beginning of a digest. A report leads to the checkpoint it judged.
 
-    Every file of the checkpoint is compared with its digest first. Raises `ArtifactError` where the run holds no model.
+    `weights`, `speculation`, `draft`: as for `decoding`. Every file of the checkpoint is compared with its digest first. Raises
+    `ArtifactError` where the run holds no model, and `UsageError` where it cannot be decoded as asked.
     """
     from chattune.generate.reply import ChatModel
     from chattune.models.checkpoint import Checkpoint
 
     address = checkpoint_of(Home(Path(home)).find(run))
+    how = decoding(weights, speculation, draft, home)
     checkpoint = Checkpoint.open(address)
     checkpoint.verify()
-    return ChatModel(checkpoint.model(), checkpoint.template, usual_sampling(address))
+    return ChatModel(checkpoint.model(), checkpoint.template, usual_sampling(address), how)
+
+
+def decoding(
+    weights: str = "own", speculation: str | Mapping[str, Any] | Speculation | None = None,
+    draft: str | os.PathLike[str] | None = None, home: str | os.PathLike[str] = "runs",
+) -> Decoding:
+    """How replies are computed.
+
+    `weights`: ``"own"``: the model's own numbers, by PyTorch; ``"auto"``: int8 by the compiled step where it can run the model;
+    float32, bfloat16, int8 or int4. `speculation`: ``"lookup"`` or settings of `Speculation`; `draft`: the run of a smaller model with
+    the same tokenizer, which proposes tokens.
+    """
+    from chattune.generate.decoding import Decoding
+    from chattune.generate.reply import Speculation
+
+    meant = None if speculation is None else Speculation.meant(speculation)
+    return Decoding(weights, meant, None if draft is None else load(draft, home))
 
 
 def ensemble(

@@ -199,7 +199,7 @@ class EncoderDecoderModel(LanguageModel):
     def fresh(cls, family: EncoderDecoder, vocabulary: int, seed: int) -> Self:
         """A model with fresh weights, each drawn from a stream of its own."""
         assert family.layers
-        with torch.device("meta"):
+        with fresh.unfilled():
             model = cls(family, vocabulary)
         model.to_empty(device="cpu")
         fresh.fill(model, family.init, seed, outputs=family.init_outputs, branches=5 * family.layers)

@@ -71,15 +71,17 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, frame: _Frame) -> Tensor:
         rows, time, _ = x.shape
         sight = frame.local if self.local else frame.everything
-        both, v = torch.split(self.qkv(x).view(rows, time, -1, self.head), [self.heads + self.kv, self.kv], dim=2)
+        both, v = self.qkv(x).view(rows, time, -1, self.head).split_with_sizes([self.heads + self.kv, self.kv], dim=2)
         both = self._normed(both)
         if sight.turn is not None:
             both = rotate(both, *sight.turn)
-        q, k = torch.split(both.transpose(1, 2), [self.heads, self.kv], dim=1)  # (rows, heads, time, head)
+        q, k = both.transpose(1, 2).split_with_sizes([self.heads, self.kv], dim=1)  # (rows, heads, time, head)
         v = v.transpose(1, 2)
         if frame.cache is not None and frame.slots is not None:
             k, v = frame.cache.write(self.layer, frame.slots, k, v)
-            k, v, q = k[:, :, sight.first :], v[:, :, sight.first :], q.to(k.dtype)
+            q = q.to(k.dtype)
+            if sight.first:
+                k, v = k[:, :, sight.first :], v[:, :, sight.first :]
         bias = sight.bias
         if self.prefix is not None:
             k, v, bias = self.prefix(k, v, bias)
@@ -158,7 +160,7 @@ class GPTModel(LanguageModel):
     @classmethod
     def empty(cls, family: GPT, vocabulary: int, device: str = "cpu") -> Self:
         """A model whose weights are to be read: memory is taken, and nothing is drawn."""
-        with torch.device("meta"):
+        with fresh.unfilled():
             model = cls(family, vocabulary)
         return model if device == "meta" else model.to_empty(device=device)
 

@@ -36,7 +36,7 @@ class MemoryNetworkModel(LanguageModel):
     @classmethod
     def fresh(cls, family: MemoryNetwork, vocabulary: int, seed: int) -> Self:
         """A model with fresh weights, each drawn from a stream of its own."""
-        with torch.device("meta"):
+        with fresh.unfilled():
             model = cls(family, vocabulary)
         model.to_empty(device="cpu")
         fresh.fill(model, family.init, seed)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chattune.core.seeds import derived
 from chattune.models import recurrence
 from chattune.models.families._recurrent_family import GATES
-from chattune.models.fresh import Settling, fill
+from chattune.models.fresh import Settling, fill, unfilled
 from chattune.models.initializers import Place
 from chattune.models.language_model import Cache, LanguageModel
 from chattune.models.layers import Linear, RMSNorm, dropout
@@ -178,7 +178,7 @@ class RecurrentModel(LanguageModel):
     @classmethod
     def fresh(cls, family: RecurrentFamily, vocabulary: int, seed: int) -> Self:
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
-        with torch.device("meta"):
+        with unfilled():
             model = cls(family, vocabulary)
         model.to_empty(device="cpu")
         fill(model, family.init, seed)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chattune.models.families._recurrent import EPSILON, Layer, State, refill_recurrent, replaced, window_sequences
 from chattune.models.families._recurrent_family import GATES
-from chattune.models.fresh import fill
+from chattune.models.fresh import fill, unfilled
 from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows, untouched
 from chattune.models.layers import Linear, RMSNorm, attention, dropout
 from chattune.models.states import StateCache
@@ -85,7 +85,7 @@ class Seq2SeqModel(LanguageModel):
     @classmethod
     def fresh(cls, family: Seq2Seq, vocabulary: int, seed: int) -> Self:
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
-        with torch.device("meta"):
+        with unfilled():
             model = cls(family, vocabulary)
         model.to_empty(device="cpu")
         fill(model, family.init, seed)
