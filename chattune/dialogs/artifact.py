@@ -19,7 +19,7 @@ from chattune.core.artifact import Artifact
 from chattune.dialogs.dialog import Dialog, Drop
 
 SPLITS = ("train", "validation", "test")
-ALL, DROPPED, COPIES = "conversations.jsonl", "dropped.jsonl", "copies.json"
+ALL, DROPPED, COPIES, CHANGES = "conversations.jsonl", "dropped.jsonl", "copies.json", "changes.jsonl"
 
 
 class Stored:
@@ -57,7 +57,10 @@ class _Accounted(Artifact):
 
 
 class Conversations(_Accounted):
-    """``conversations.jsonl``, ``dropped.jsonl``, ``copies.json`` (how often what is kept once was read) and ``summary.json``."""
+    """``conversations.jsonl``, ``dropped.jsonl``, ``copies.json`` (how often what is kept once was read) and ``summary.json``.
+
+    After cleaners that log, ``changes.jsonl`` tells every change of a message: the place, and what stood there before and after.
+    """
 
     stage: ClassVar[str] = "collect"
     also: ClassVar[tuple[str, ...]] = ("clean",)
@@ -100,6 +103,17 @@ def writing_dialogs(path: Path) -> Iterator[Callable[[Dialog], None]]:
 
         def put(dialog: Dialog) -> None:
             file.write(_line(dialog.as_dict()))
+
+        yield put
+
+
+@contextlib.contextmanager
+def writing_rows(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What puts one row after the other into a file that stands at `path` at the end."""
+    with files.replacing(path) as file:
+
+        def put(row: Mapping[str, Any]) -> None:
+            file.write(_line(row))
 
         yield put
 

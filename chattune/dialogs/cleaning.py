@@ -6,7 +6,9 @@ what those before it left. Nothing is held in memory but a few hundred dialogs f
 
 from __future__ import annotations
 
+import difflib
 import multiprocessing
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,8 @@ from chattune.dialogs.shape import Shaped, shaped
 
 EXAMPLES = 20  # kept for each cleaner, spread over what it changed
 _TOGETHER = 256  # dialogs that go to a process at once
+_PIECE = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|\s+|.", re.S)  # what a logged change is made of: words, Chinese characters
+_ALIGNED = 2000  # pieces of a message whose changes are told one by one; of a longer one, from the first to the last change
 
 
 @dataclass
@@ -63,10 +67,17 @@ class Cleaned:
     messages_dropped: int = 0
 
 
-def cleaned(dialogs: Stored, cleaners: Sequence[Cleaner], out: Path, put: Callable[[Drop], None], cores: int = 1) -> Cleaned:
+def cleaned(
+    dialogs: Stored,
+    cleaners: Sequence[Cleaner],
+    out: Path,
+    put: Callable[[Drop], None],
+    cores: int = 1,
+    log: Callable[[dict[str, Any]], None] = lambda change: None,
+) -> Cleaned:
     """Write what the cleaners leave of `dialogs` to `out`; what they leave out goes to `put`, in order.
 
-    The result does not depend on `cores`.
+    `log` gets a row for each message that a cleaner with `logs_changes` changed. The result does not depend on `cores`.
     """
     found = Cleaned([Tally(cleaner.name) for cleaner in cleaners])
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as folder:
@@ -75,7 +86,7 @@ def cleaned(dialogs: Stored, cleaners: Sequence[Cleaner], out: Path, put: Callab
             target = out if some[-1] == len(cleaners) - 1 else Path(folder) / f"{number}.jsonl"
             working = [cleaners[place].begin(source) for place in some]
             work = Pass(tuple(cleaners[place] for place in some), tuple(working))
-            found.kept = write_dialogs(target, _through(source, work, [found.tallies[place] for place in some], found, put, cores))
+            found.kept = write_dialogs(target, _through(source, work, [found.tallies[place] for place in some], found, put, cores, log))
             source = Stored(target)
     return found
 
@@ -110,6 +121,8 @@ class Pass:
             tally.seen += 1
             if isinstance(result, Dialog) and result is not dialog:
                 different = [pair for pair in zip(dialog.messages, result.messages, strict=True) if pair[0] != pair[1]]
+                if cleaner.logs_changes:
+                    outcome.changes += _logged(cleaner.name, dialog, result)
                 if different:
                     tally.changed += 1
                     tally.messages += len(different)
@@ -139,10 +152,17 @@ class Outcome:
     emptied: int = 0
     joined: int = 0
     messages_dropped: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)  # for the log
 
 
 def _through(
-    source: Iterable[Dialog], work: Pass, tallies: list[Tally], found: Cleaned, put: Callable[[Drop], None], cores: int
+    source: Iterable[Dialog],
+    work: Pass,
+    tallies: list[Tally],
+    found: Cleaned,
+    put: Callable[[Drop], None],
+    cores: int,
+    log: Callable[[dict[str, Any]], None],
 ) -> Iterator[Dialog]:
     for outcome in _outcomes(source, work, cores):
         for tally, more in zip(tallies, outcome.tallies, strict=True):
@@ -150,6 +170,8 @@ def _through(
         found.emptied += outcome.emptied
         found.joined += outcome.joined
         found.messages_dropped += outcome.messages_dropped
+        for change in outcome.changes:
+            log(change)
         for result in outcome.results:
             if isinstance(result, Drop):
                 found.reasons[result.reason] += 1
@@ -192,3 +214,31 @@ def _example(dialog: Dialog, before: Any, after: Any, *, private: bool) -> dict[
     begin = max(0, first - 30)
     shown = {"after": after.content[begin : begin + 120]} | ({} if private else {"before": before.content[begin : begin + 120]})
     return {"id": dialog.id, "file": dialog.file, "line": dialog.line, "role": after.role, **shown}
+
+
+def _logged(name: str, before: Dialog, after: Dialog) -> Iterator[dict[str, Any]]:
+    """A row for each message whose content changed; `message` counts from 0, as the messages stood before."""
+    for number, (old, new) in enumerate(zip(before.messages, after.messages, strict=True)):
+        if old.content != new.content:
+            place = {"cleaner": name, "id": before.id, "file": before.file, "line": before.line, "message": number, "role": old.role}
+            yield {**place, "changes": differences(old.content, new.content)}
+
+
+def differences(before: str, after: str) -> list[dict[str, Any]]:
+    """What has to be replaced in `before` to get `after`: ``{"at": first character, "before": …, "after": …}``, in order.
+
+    Words, Chinese characters and stretches of white space are compared as a whole.
+    """
+    old, new = _PIECE.findall(before), _PIECE.findall(after)
+    begin = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    rest = min(len(old), len(new)) - begin
+    end = next((count for count in range(rest) if old[-1 - count] != new[-1 - count]), rest)
+    middle, other = old[begin : len(old) - end], new[begin : len(new) - end]
+    spans = [(0, len(middle), 0, len(other))]
+    if max(len(middle), len(other)) <= _ALIGNED:
+        matcher = difflib.SequenceMatcher(None, middle, other, autojunk=False)
+        spans = [(a, b, c, d) for what, a, b, c, d in matcher.get_opcodes() if what != "equal"]
+    starts = [sum(map(len, old[:begin]))]
+    for piece in middle:
+        starts.append(starts[-1] + len(piece))
+    return [{"at": starts[a], "before": "".join(middle[a:b]), "after": "".join(other[c:d])} for a, b, c, d in spans]

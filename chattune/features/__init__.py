@@ -1,1 +1,1 @@
-"""Features of texts: what a word is, and classifiers over words."""
+"""Features of texts and rows of numbers: words, embeddings, topics, scalers, classifiers, and whether two sets of rows differ."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 import numpy as np
 
 from chattune.core.seeds import generator
+from chattune.features.little_words import LITTLE
 from chattune.features.words import chosen, splitter
 
 LEARNT_FROM = 20_000  # rows that the centres are sought among
@@ -36,11 +38,12 @@ def names(texts: Iterable[str], numbers: Sequence[int] | np.ndarray, least: int 
     A word weighs (share among the cluster's words) · ln(1 + clusters' mean words / its count). Equal names get a number.
     Source: class-based tf-idf, Grootendorst 2022, arXiv:2203.05794.
     """
-    texts = list(texts)
-    split = splitter(chosen("auto", texts[:5000]))
+    texts = iter(texts)
+    first = [*islice(texts, 5000)]
+    split = splitter(chosen("auto", first))
     counts: list[Counter[str]] = [Counter() for _ in range(int(max(numbers, default=-1)) + 1)]
-    for text, number in zip(texts, numbers, strict=True):
-        counts[int(number)].update({word for word in split(text) if len(word) > 1 and not word.isdigit()})
+    for text, number in zip(chain(first, texts), numbers, strict=True):
+        counts[int(number)].update({word for word in split(text) if len(word) > 1 and not word.isdigit() and word not in LITTLE})
     everywhere: Counter[str] = sum(counts, Counter())
     mean = everywhere.total() / max(1, len(counts))
     found: list[str] = []

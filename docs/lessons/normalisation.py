@@ -102,9 +102,9 @@ class Net(nn.Module):
 def text(limit: int | None = None) -> Text:
     """The built-in English small talk, a tenth of its dialogs held out; at most `limit` examples of each part."""
     from chattune.dialogs.dialog import Dialog
-    from chattune.dialogs.stage import CollectConfig, read_sources
+    from chattune.dialogs.gathering import Wanted, read_sources
 
-    said = sorted({"\n".join(m.content for m in d.messages) for d in read_sources(CollectConfig(sources=("chatterbot-english",)))
+    said = sorted({"\n".join(m.content for m in d.messages) for d in read_sources(Wanted(["chatterbot-english"]))
                    if isinstance(d, Dialog)})  # fmt: skip
     order = generator(0, "lesson", "split").permutation(len(said))
     alphabet = sorted(set("".join(said)) | {"\n"})

@@ -5,7 +5,8 @@ A balancer only weighs; the stage `balance` draws by the weights. A weight of 0 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,9 +14,22 @@ from chattune.core.part import Part
 from chattune.dialogs.dialog import Dialog
 
 
+@dataclass(frozen=True)
+class Weights:
+    """`each`: (n,) float64 from 0, finite, not all 0: how often each dialog is wanted, up to a common factor.
+
+    `kinds`: what kind each dialog is, where the balancer tells kinds apart: their shares are met within one dialog, and told.
+    `size`: dialogs that are to come out where the recipe does not say; none: as many as there are.
+    """
+
+    each: np.ndarray
+    kinds: Sequence[str] | None = None
+    size: int | None = None
+
+
 class Balancer(Part):
     """One way to weigh dialogs."""
 
-    def weights(self, dialogs: Sequence[Dialog], seed: int = 0) -> np.ndarray:
-        """(n,) float64 from 0, finite, not all 0: how often each dialog is wanted, up to a common factor."""
+    def weights(self, dialogs: Collection[Dialog], seed: int = 0) -> Weights:
+        """The weights of `dialogs`, which may be iterated over several times and need not fit into memory."""
         raise NotImplementedError

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Protocol
 
+from chattune.core.files import digest_of
 from chattune.core.part import Part
 from chattune.dialogs.dialog import Dialog, Drop
 
@@ -29,6 +31,15 @@ class Cleaner(Part):
 
     looks_at_all: ClassVar[bool] = False  # `begin` reads every dialog, and a `Cleaning` other than the cleaner itself does the work
     private: ClassVar[bool] = False  # what it takes away is shown to nobody: no example holds the text before
+    logs_changes: ClassVar[bool] = False  # every change is written to the run's changes.jsonl, with the text before
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that the cleaner reads: with other bytes in them the answer is another one."""
+        return ()
+
+    def fingerprint(self) -> dict[str, str]:
+        """What beside the settings changes the answer, by name: the sha256 of each of `files`."""
+        return {str(path): digest_of(path) for path in self.files() if path.is_file()}
 
     def begin(self, dialogs: Collection[Dialog]) -> Cleaning:
         """What cleans `dialogs`, which may be iterated over several times and are as the cleaners before this one left them.

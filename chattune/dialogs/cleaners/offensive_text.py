@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
+from chattune.core.errors import SettingError
 from chattune.core.part import setting
 from chattune.dialogs.cleaners import Cleaner, Cleaning
 from chattune.dialogs.dialog import Dialog, Drop
@@ -37,15 +37,17 @@ class OffensiveText(Cleaner):
         ("assistant",), "whose messages must not be offensive; users' abuse stands in context and is not learned with targets=assistant"
     )
 
-    @model_validator(mode="after")
-    def _something_to_go_by(self) -> OffensiveText:
-        if not self.words and not self.examples:
-            raise ValueError("names neither words nor examples; give files in words or in examples")
-        return self
+    def files(self) -> tuple[Path, ...]:
+        return tuple(map(Path, (*self.words, *self.examples)))
 
     def begin(self, dialogs: Collection[Dialog]) -> Cleaning:
         from chattune.dialogs._offensive import judge
 
+        if not self.words and not self.examples:
+            raise SettingError(
+                "names neither words nor examples.", path="clean.cleaners.offensive_text", rule="files in words or in examples",
+                hint="No word list comes with chattune: name one, as offensive_text.words=[words.txt].",
+            )
         return judge(self)
 
     def clean(self, dialog: Dialog) -> Dialog | Drop:

@@ -20,7 +20,7 @@ class Squash(Scaler):
     Helps when: a few values are huge, as rewards and counts are; what comes next wants bounded numbers.
     Hurts when: differences among large values matter: beyond 2/gain little of them is left (tanh′(2) = 0.07).
     Cost: one pass, and a function for each number.   Start with: tanh, gain 1; 0.5 keeps twice the range nearly straight.
-    Source: softmax scaling (sigmoid normalisation), Priddy & Keller 2005, "Artificial Neural Networks", section 2.4.
+    Source: softmax scaling, Pyle 1999, "Data Preparation for Data Mining".
     """
 
     function: Literal["tanh", "sigmoid"] = setting("tanh", "the curve: tanh from −1 to 1, sigmoid from 0 to 1")
