@@ -76,8 +76,8 @@ def _windows(place: Path, dialogs: int, context: int) -> list[list[list[float]]]
     from itertools import islice
 
     from chattune.dialogs.dialog import Dialog
-    from chattune.dialogs.shape import Shaped, shaped
     from chattune.dialogs.gathering import Wanted, read_sources
+    from chattune.dialogs.shape import Shaped, shaped
     from chattune.models.checkpoint import Checkpoint
 
     template = Checkpoint(place).tokenizer.template("assistant")

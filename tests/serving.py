@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import multiprocessing
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,10 +27,10 @@ import torch
 from chattune.generate.engine import Ask, Engine, EngineLoad
 from chattune.generate.reply import ChatModel, ReplyEvent
 from chattune.models.families.gpt import GPT
-from chattune.serve.app import Server
+from chattune.serve.app import Server, application
 from chattune.serve.limits import Limits
 from chattune.serve.models import NativeModel, Shelf
-from chattune.serve.process import Process, bind, serve
+from chattune.serve.process import Process, bind
 from chattune.tokens.template import Template
 from chattune.tokens.tokenizer import Tokenizer
 
@@ -259,13 +267,158 @@ def client(url: str, **more: Any) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=30, trust_env=False, **more)
 
 
-def main(arguments: list[str]) -> None:
-    """A stub's server as a process of its own: says its address, and serves until a signal ends it."""
-    limits = Limits(drain_seconds=float(arguments[0]), queue=200)
-    bound = bind("127.0.0.1", 0)
-    served = server(stub(limits=limits, seconds=float(arguments[1])), limits=limits)
-    serve(served, bound, lambda: print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True))
+class Other:
+    """A process of its own, and what it holds."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self.child = child
+        self.log: list[str] = []  # lines of its stderr
+        self._place = Path("/proc", str(child.pid))
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory."""
+        return int((self._place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def files(self) -> int:
+        return len(os.listdir(self._place / "fd"))
+
+    @property
+    def threads(self) -> int:
+        return len(os.listdir(self._place / "task"))
+
+    @property
+    def waited(self) -> float:
+        """Seconds that its main thread could have run in while other programs had the processors (Linux: sched-stats)."""
+        return int((self._place / "schedstat").read_text().split()[1]) / 1e9
+
+    def stop(self, number: int = signal.SIGTERM) -> Future[tuple[int, float, float]]:
+        """Send a signal. What comes of it: exit code, seconds until the end, and how many of them it `waited`."""
+        found = Future[tuple[int, float, float]]()
+
+        def watch() -> None:
+            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)  # it stays in /proc until it is asked for
+            took, waited = time.monotonic() - began, self.waited - before
+            found.set_result((self.child.wait(), took, waited))
+
+        before, began = self.waited, time.monotonic()
+        self.child.send_signal(number)
+        threading.Thread(target=watch, daemon=True).start()
+        return found
+
+
+class Apart(Other):
+    """A stub's application in a process of its own, asked through a pipe: what it holds is the server's alone."""
+
+    def __init__(self, child: subprocess.Popen[str], line: Connection) -> None:
+        super().__init__(child)
+        self._line = line
+        self._heard(120.0)  # it stands
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes, float]:
+        """Status, headers and body of the answer, and the seconds that it took."""
+        self._line.send((method, path, body, headers))
+        return self._heard(30.0, method, path, body[:300])  # type: ignore[no-any-return]
+
+    def _heard(self, seconds: float, *what: Any) -> Any:
+        assert self._line.poll(seconds), f"it hangs: {what}"
+        found = self._line.recv()
+        if isinstance(found, Exception):
+            raise AssertionError(f"it came through: {what}") from found
+        return found
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[Apart]:
+    """An application around a stub that says a token a millisecond."""
+    here, there = multiprocessing.Pipe()
+    words = [sys.executable, __file__, "apart", str(there.fileno())]
+    child = subprocess.Popen(words, pass_fds=[there.fileno()], text=True)
+    there.close()
+    try:
+        yield Apart(child, here)
+    finally:
+        here.close()
+        if child.wait(30):
+            raise AssertionError(f"the process ended with {child.returncode}")
+
+
+@contextlib.contextmanager
+def command(
+    home: Path, *words: str, limits: dict[str, float] | None = None, seconds: float | None = None, context: int = CONTEXT
+) -> Iterator[tuple[Other, str]]:
+    """``chattune serve first`` as a program; itself, and the address where it serves. What else it prints can be read from it.
+
+    `seconds`: in place of the run ``first`` stands a stub that says a token every so many; without it nothing is changed. `words`:
+    more of the command, as further runs. A program that still runs afterwards is killed.
+    """
+    program = ["-m", "chattune"] if seconds is None else [__file__, "serve", str(seconds), str(context)]
+    limited = [word for name, value in (limits or {}).items() for word in ("--limit", f"{name}={value:g}")]
+    own = [sys.executable, *program, "serve", "first", "--home", str(home), "--port", "0", "--json", *limited, *words]
+    child = subprocess.Popen(
+        own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert child.stdout and child.stderr
+    said: list[str] = []
+    log = threading.Thread(target=lambda: said.extend(child.stderr or ()), daemon=True)  # so that a full pipe never holds it up
+    log.start()
+    try:
+        line = child.stdout.readline()
+        assert line, (child.wait(30), said)
+        other = Other(child)
+        other.log = said
+        yield other, json.loads(line)["url"]
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait(30)
+        log.join(30)
+        child.stdout.close()
+        child.stderr.close()
+
+
+def _answer_all(line: Connection) -> None:
+    """What `Apart` asks, until it is closed."""
+    model = stub(seconds=0.001, context=64, slots=8)
+    app = application(server(model))
+    model.engine.start()
+    with asyncio.Runner() as runner:
+        line.send(None)
+        while True:
+            try:
+                method, path, body, headers = line.recv()
+            except EOFError:
+                return
+            began = time.monotonic()
+            try:
+                found = runner.run(in_process(app, method, path, body, headers))
+            except Exception as error:
+                line.send(error)
+            else:
+                line.send((*found, time.monotonic() - began))
+
+
+def _serve(seconds: float, context: int, words: list[str]) -> None:
+    """``chattune`` as it is started from a shell, but for the model ``first``: a stub."""
+    import chattune.cli
+
+    as_it_is = chattune.cli.serving._Serving.model
+
+    def model(how: Any, name: str, *runs: Any) -> NativeModel:
+        if name != "first":
+            return as_it_is(how, name, *runs)
+        return stub(name, limits=how.limits, slots=how.slots, seconds=seconds, context=context)
+
+    chattune.cli.serving._Serving.model = model  # type: ignore[method-assign]
+    sys.argv = ["chattune", *words]
+    raise SystemExit(chattune.cli.main())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1] == "apart":
+        _answer_all(Connection(int(sys.argv[2])))
+    else:
+        _serve(float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from cyclopts import Parameter
@@ -40,7 +40,7 @@ def speculation_of(said: str | None) -> Speculation | None:
     return Speculation.meant(mapping(said, "--speculate", "{lookup: 8, match: 2}"), "--speculate")
 
 
-def mapping(said: str, option: str, example: str) -> object:
+def mapping(said: str, option: str, example: str) -> Any:
     """The settings that an option spells in braces, else the word itself."""
     if not said.startswith("{"):
         return said

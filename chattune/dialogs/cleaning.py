@@ -6,6 +6,7 @@ what those before it left. Nothing is held in memory but a few hundred dialogs f
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import multiprocessing
 import re
@@ -13,11 +14,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from chattune.core.errors import ChattuneError
 from chattune.dialogs.artifact import Stored, write_dialogs
 from chattune.dialogs.cleaners import Cleaner, Cleaning
 from chattune.dialogs.dialog import Dialog, Drop
@@ -187,7 +190,7 @@ def _outcomes(source: Iterable[Dialog], work: Pass, cores: int) -> Iterator[Outc
     if cores < 2:
         yield from map(work, pieces)
         return
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _begin, (work,)) as pool:
+    with _telling(), ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _begin, (work,)) as pool:
         waiting: list[Future[Outcome]] = []
         for piece in pieces:
             waiting.append(pool.submit(_do, piece))
@@ -195,6 +198,17 @@ def _outcomes(source: Iterable[Dialog], work: Pass, cores: int) -> Iterator[Outc
                 yield waiting.pop(0).result()
         for one in waiting:
             yield one.result()
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise ChattuneError(
+            "a process that cleaned ended before its work did.", path="clean.processes", rule="processes that can start and stay",
+            hint="In a program of your own, call chattune below `if __name__ == \"__main__\":`; or set clean.processes=1.",
+        ) from None
 
 
 _work: list[Pass] = []  # of a process of the pool

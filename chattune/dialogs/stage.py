@@ -43,6 +43,7 @@ from chattune.dialogs.readers import Reader
 from chattune.dialogs.sources import source_files
 from chattune.dialogs.text import known_encoding
 
+_MANY = 5000
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
@@ -86,7 +87,7 @@ class CleanConfig(Settings):
     """What is changed in conversations, or leaves them out, before they are divided."""
 
     cleaners: tuple[Cleaner, ...] = setting((), "cleaners, applied in this order; none: everything stays as it was read")
-    processes: int | None = setting(None, "processes that clean side by side; none: one for each core. The result is the same", low=1)
+    processes: int | None = setting(None, "processes that clean side by side; none: one for each core, where there are many dialogs. The result is the same", low=1)
 
     @field_validator("cleaners", mode="before")
     @classmethod
@@ -187,7 +188,8 @@ def clean(*, config: CleanConfig, conversations: Conversations, out: Path) -> Co
     from chattune.dialogs.cleaning import cleaned
 
     before = conversations.summary
-    cores = config.processes or len(os.sched_getaffinity(0))
+    many = before["counts"]["kept"] >= _MANY  # fewer are cleaned before other processes have started
+    cores = config.processes or (len(os.sched_getaffinity(0)) if many else 1)
     with contextlib.ExitStack() as open_files:
         put = open_files.enter_context(writing_drops(out / DROPPED, conversations.drops()))
         logs = any(cleaner.logs_changes for cleaner in config.cleaners)

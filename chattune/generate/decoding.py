@@ -95,4 +95,4 @@ def _alone(model: LanguageModel) -> list[LanguageModel]:
     """The models that answer together; one is itself."""
     from chattune.generate.ensemble import EnsembleModel
 
-    return [*model.members] if isinstance(model, EnsembleModel) else [model]  # type: ignore[list-item]
+    return [*model.members] if isinstance(model, EnsembleModel) else [model]

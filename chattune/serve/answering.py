@@ -30,23 +30,39 @@ JSON_HEADERS = [(b"content-type", b"application/json")]
 
 
 class Drain:
-    """Whether the server is about to end: new requests are refused, and at its limit the running ones are cut."""
+    """Whether the server is about to end: new requests are refused, and at its limit the running ones are cut.
+
+    `works`: of each request that came before, the task that is at it: the request's own while it is read, then that of its answer.
+    """
 
     def __init__(self) -> None:
         self.begun, self.cutting = False, False
         self.works: set[asyncio.Task[Any]] = set()
+        self._limit = math.inf
+
+    def begin(self, seconds: float) -> None:
+        """The server is about to end; what runs may take so many `seconds`."""
+        self.begun, self._limit = True, time.monotonic() + seconds
+
+    def left(self, after: float = 0.0) -> float | None:
+        """Seconds until `after` the limit, 0 when that is past; None where no end is in sight."""
+        return max(0.0, self._limit + after - time.monotonic()) if self.begun else None
 
     def refuse(self, seconds: float) -> None:
+        """A `WireError` of status 503 where the server is about to end."""
         if self.begun:
-            raise WireError(
-                503, "The server is shutting down.", code="shutting_down", retry_after=max(1, math.ceil(seconds)), kind="server_error"
-            )
+            raise shutting_down(max(1, math.ceil(seconds)))
 
     def cut(self) -> None:
         """End what still runs; each client is told."""
         self.cutting = True
         for work in self.works:
             work.cancel()
+
+
+def shutting_down(retry_after: int = 1) -> WireError:
+    """What a client is told whom the end of the server refuses, or cuts."""
+    return WireError(503, "The server is shutting down.", code="shutting_down", retry_after=retry_after, kind="server_error")
 
 
 @dataclass
@@ -137,14 +153,16 @@ class Answer(Response):
         self._send = send
         work = asyncio.create_task(self._guarded())
         gone = asyncio.create_task(_gone(receive))
-        self.around.drain.works.add(work)
+        works = self.around.drain.works
+        works.add(work)
+        works.difference_update({asyncio.current_task()})  # the request is read: its answer is what is at work now
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.around.facts["cut"] = "disconnect"
                 self.around.metrics.cut.labels("disconnect").inc()
         finally:
-            self.around.drain.works.discard(work)
+            works.discard(work)
             for task in (work, gone):
                 if not task.done():
                     task.cancel()
@@ -165,8 +183,7 @@ class Answer(Response):
         except asyncio.CancelledError:
             if not self.around.drain.cutting:
                 raise
-            gone = WireError(503, "The server is shutting down.", code="shutting_down", kind="server_error", retry_after=1)
-            await self._broken(gone, "shutdown")
+            await self._broken(shutting_down(), "shutdown")
         except _Stalled:
             self.around.facts["cut"] = "stalled"
             self.around.metrics.cut.labels("stalled").inc()

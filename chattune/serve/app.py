@@ -28,7 +28,7 @@ import chattune
 from chattune.core.artifact import check_name
 from chattune.core.errors import UsageError
 from chattune.serve import wire
-from chattune.serve.answering import Allowance, Answer, Drain, Generated, Surroundings, Whole, admitted
+from chattune.serve.answering import Allowance, Answer, Drain, Generated, Surroundings, Whole, admitted, shutting_down
 from chattune.serve.keys import ANYBODY, Key, KeyFile, Scope, authenticated, require
 from chattune.serve.limits import Limits
 from chattune.serve.metrics import Metrics, log_access
@@ -44,6 +44,7 @@ LOG = logging.getLogger("chattune.serve")
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 READERS = 2  # threads that read bodies, tokenise and render
+TOLD = 0.5  # seconds after the limit of the drain in which who is cut is told, connections close and engines end; the rest is left
 
 
 @dataclass
@@ -250,6 +251,9 @@ class Front:
             return
         name, began, facts, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), dict[str, Any](), 0
         scope["facts"] = facts
+        drain, request = self.server.drain, asyncio.current_task()
+        if request is not None and not drain.begun:
+            drain.works.add(request)
 
         async def named(message: Message) -> None:
             nonlocal status
@@ -260,13 +264,17 @@ class Front:
 
         try:
             wrong = _foreign(scope, self.server.hosts)
-            if wrong is None:
-                await self.api(scope, receive, named)
-            else:
-                await _error(wrong)(scope, receive, named)
+            try:
+                await (self.api if wrong is None else _error(wrong))(scope, receive, named)
+            except asyncio.CancelledError:
+                if status or not drain.begun:
+                    raise
+            if drain.begun and not status:  # the limit came before there was an answer
+                await _error(shutting_down())(scope, receive, named)
         except Exception:
             LOG.error("request %s failed", name, exc_info=True)  # it was answered already, where that was possible
         finally:
+            drain.works.difference_update({request})
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.perf_counter() - began
             self.server.metrics.requests.labels(route, str(status)).inc()
@@ -408,7 +416,9 @@ def _lifespan(server: Server) -> Callable[[FastAPI], contextlib.AbstractAsyncCon
             yield
         finally:
             watch.cancel()
-            await server.shelf.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(server.drain.left(TOLD)):
+                    await server.shelf.close()
             server.readers.shutdown(wait=False, cancel_futures=True)
 
     return lifespan

@@ -223,7 +223,7 @@ class Arriving:
             self._engine.cancel(ticket)
 
     def _submitted(self, submitting: asyncio.Future[Ticket]) -> None:
-        if submitting.exception() is None:
+        if not submitting.cancelled() and submitting.exception() is None:
             self._tickets.append(submitting.result())
             if self._unwanted:  # nobody waits any more
                 self._engine.cancel(submitting.result())
@@ -294,8 +294,9 @@ class Shelf:
         await asyncio.to_thread(model.engine.close)
 
     async def close(self) -> None:
-        for model in self._models.values():
-            await (asyncio.to_thread(model.engine.close) if model.kind == "native" else model.close())
+        """End all models, side by side: each engine after the step that it is at."""
+        models = self._models.values()
+        await asyncio.gather(*(asyncio.to_thread(model.engine.close) if model.kind == "native" else model.close() for model in models))
 
 
 def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:

@@ -2,11 +2,16 @@
 
 The first SIGTERM or SIGINT lets it go on answering what it took, while it refuses what is new with 503; when all is answered, or the
 limit is reached, it ends with 0 (SIGTERM) or 130 (Ctrl-C). A second signal ends it at once.
+
+At the limit the rest is cut, and a second later the process is gone, whatever hangs: `TOLD` seconds are for telling clients, closing
+connections and stopping engines, all together; threads that are still at work, say at the grammar of a request that was cut, are
+waited for neither by the event loop nor, in a program that ends with `leave`, by the interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -15,17 +20,19 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from chattune.core.errors import Interrupted, UsageError
-from chattune.serve.app import Server, application
+from chattune.serve.app import TOLD, Server, application
 from chattune.serve.protocol import HEAD, Connection
 
 SPARE = 256  # files and sockets that are not clients' connections
+TICK = 0.1  # seconds; uvicorn's own pace
+_served = False  # whether this program has been a server
 
 
 class Process(uvicorn.Server):
@@ -43,7 +50,6 @@ class Process(uvicorn.Server):
         super().__init__(config)
         self.server = server
         self.signals: list[int] = []
-        self._end_by = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,22 +71,39 @@ class Process(uvicorn.Server):
 
     def drain(self) -> None:
         """Begin to end."""
-        self.server.drain.begun = True
-        self._end_by = time.monotonic() + self.server.limits.drain_seconds
+        self.server.drain.begin(self.server.limits.drain_seconds)
 
     async def on_tick(self, counter: int) -> bool:
-        drain = self.server.drain
-        if drain.begun and not self.should_exit:
-            if not drain.works:
-                self.should_exit = True
-            elif time.monotonic() >= self._end_by:
-                drain.cut()
-                self.should_exit = True
+        if self.server.drain.begun and not self.should_exit:
+            await self._drained()
         return await super().on_tick(counter)
+
+    async def _drained(self) -> None:
+        """Return when what was taken is answered, or, at the limit, cut; what is left of the time is for connections to close."""
+        drain = self.server.drain
+        while drain.works and (left := drain.left()) and not self.should_exit:
+            await asyncio.wait(set(drain.works), timeout=min(left, TICK))
+            await super().on_tick(0)  # sets the date that answers bear
+        if drain.works:
+            drain.cut()
+        self.config.timeout_graceful_shutdown = max(0.0, (drain.left(TOLD) or 0.0) - TICK)  # type: ignore[assignment]  # any number
+        self.should_exit = True
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that ends without waiting for threads: what they are at, nobody asks for any more."""
+
+    async def shutdown_default_executor(self, *unused: Any) -> None:
+        """`close` tells the threads that nothing more will come."""
 
 
 def serve(server: Server, bound: socket.socket, told: Callable[[], None] = lambda: None) -> None:
-    """Serve on `bound` until a signal ends it; `told` is called when requests are taken. Ctrl-C raises `Interrupted`."""
+    """Serve on `bound` until a signal ends it; `told` is called when requests are taken. Ctrl-C raises `Interrupted`.
+
+    Threads may still be at work for requests that were cut. The interpreter waits for them when it ends; see `leave`.
+    """
+    global _served
+    _served = True
     _logs()
     host, port = bound.getsockname()[:2]
     process = Process(server, host, port)
@@ -93,9 +116,25 @@ def serve(server: Server, bound: socket.socket, told: Callable[[], None] = lambd
             told()
         await serving
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.run(run())
     if process.signals and process.signals[0] == signal.SIGINT:
         raise Interrupted(signal.SIGINT, "stopped; what was being answered is answered.")
+
+
+def leave(code: int) -> None:
+    """End this program now with this exit code, where it has been a server; anywhere else nothing happens.
+
+    What asked to be done at the end is done (helper processes, temporary folders, logs) and what was printed is written out. Left out
+    is what takes an interpreter with torch half a second and more: to wait for threads, and to take its modules apart.
+    """
+    if not _served:
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a pipe that nobody reads; closed; none at all
+            stream.flush()
+    os._exit(code)
 
 
 def bind(host: str, port: int) -> socket.socket:
