@@ -47,7 +47,8 @@ def domain(base: Result) -> Result:
     place = base.run.parent.parent / "orders.txt"
     orders = "Anna: order {n} boxes of {t} for me\nBot: your order of {t} is on its way.\nAnna: how much are they?\nBot: {n} coins.\n"
     place.write_text("\n".join(orders.format(n=2 + number % 7, t=thing) for number, thing in enumerate(THINGS)), "utf-8")
-    settings = {"collect": {"sources": str(place)}, "split": {"shares": [0.5, 0.25, 0.25]}, "prepare": {"tokenizer": str(base.runs["prepare"])}}
+    sources, shares = {"sources": str(place)}, {"shares": [0.5, 0.25, 0.25]}
+    settings = {"collect": sources, "split": shares, "prepare": {"tokenizer": str(base.runs["prepare"])}}
     return run(settings, home=base.run.parent, until="prepare")
 
 

@@ -87,7 +87,9 @@ class CleanConfig(Settings):
     """What is changed in conversations, or leaves them out, before they are divided."""
 
     cleaners: tuple[Cleaner, ...] = setting((), "cleaners, applied in this order; none: everything stays as it was read")
-    processes: int | None = setting(None, "processes that clean side by side; none: one for each core, where there are many dialogs. The result is the same", low=1)
+    processes: int | None = setting(
+        None, "processes that clean side by side; none: one for each core, where there are many dialogs. The result is the same", low=1
+    )
 
     @field_validator("cleaners", mode="before")
     @classmethod
