@@ -80,7 +80,7 @@ def _measure(config: TrainConfig, model: Family, question: Mapping[str, Any]) ->
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     tokens: Any = TokenSet.open(Path(question["tokens"])) if question["tokens"] else _MadeUp(question["vocabulary"], model, config)
     where = computing.pick_device()
-    torch.use_deterministic_algorithms(where == "cpu")
+    computing.deterministic(where)
     # Weights to start from have the shape of fresh ones, and cost the same.
     begun = stage._Begun(config, model, question["seed"], tokens, None, Path(), where, World())
     master = begun.master()

@@ -66,7 +66,7 @@ def train(
     torch.set_num_threads(config.threads or max(1, len(_cores()) // processes.beside()))
     us = world.World.join()
     where = computing.pick_device()
-    torch.use_deterministic_algorithms(where == "cpu")  # the promise of equal bits is for processors; CUDA lacks some of these kernels
+    computing.deterministic(where)
     begun = _Begun(config, model, seed, tokens, start, out, where, us)
     tried = _tried(begun) if config.trial else None
     session = _Session(begun, 1.0, out / STATE)
