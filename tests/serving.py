@@ -62,17 +62,13 @@ class _Run:
 
 @dataclass
 class StubEngine:
-    """Says `ANSWER` again and again, a token of each running reply every `seconds`, whatever the machine; `slots` side by side.
-
-    `overrun`: the most tokens that were made for one request after it was cancelled.
-    """
+    """Says `ANSWER` again and again, a token of each running reply every `seconds`, whatever the machine; `slots` side by side."""
 
     tokenizer: Tokenizer
     slots: int = 4
     seconds: float = 0.005
     cancelled: int = 0
     generated: int = 0
-    overrun: int = 0
     freed: list[float] = field(default_factory=list)  # seconds from a cancellation to the free slot
 
     def __post_init__(self) -> None:

@@ -462,6 +462,9 @@ def test_mistakes_at_the_start_are_told_before_a_model_is_loaded(tmp_path: Path,
             (["--upstream", far, "--upstream-key", "x=env:A"], "no upstream 'x'"),
             (["--upstream", far, "--upstream-key", "far=env:NOT_THERE"], "no key"),
             (["--upstream", far, "--slots", "0"], "1 to 1024"),
+            (["--upstream", far, "--draft", "small"], "'small' could propose to each of 0 models"),
+            (["--upstream", far, "--draft", "fra=small"], "no run is served as 'fra'"),
+            (["--upstream", far, "--speculate", "looking"], "--speculate: 'looking' proposes nothing"),
             (["--upstream", far, "--limit", "queu=3"], "Did you mean 'queue'"),
             (["--upstream", far, "--port", "70000"], "0 to 65535"),
             (["--upstream", far, "--keys", str(tmp_path / "none")], "is missing"),
@@ -522,6 +525,33 @@ def test_runs_that_answer_together_are_served_as_one_model(told: Any) -> None:
     _, log = child.communicate(timeout=20)
     assert child.returncode == 0, log
     assert "2 models together" in log
+
+
+def test_proposals_are_asked_for_on_the_command_line_and_counted_in_the_figures(told: Any) -> None:
+    home = told.run.parent
+    words = [sys.executable, "-m", "chattune.cli", "serve", "first", "--port", "0", "--home", str(home), "--json", "--slots", "2"]
+    words += ["--weights", "float32", "--speculate", "{lookup: 4, match: 1}", "--draft", told.run.name]
+    child = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert child.stdout and child.stderr
+    facts = json.loads(child.stdout.readline() or child.stderr.read())
+    with client(facts["url"]) as ask:
+        body = {"model": "first", "messages": user("do you like apples?"), "max_tokens": 20, "min_tokens": 12, "temperature": 0}
+        found = ask.post("/v1/chat/completions", json=body)
+        assert found.status_code == 200, found.text
+        sampling = {"max_tokens": 20, "min_tokens": 12, "temperature": 0}
+        expected = chattune.load("first", home).reply("do you like apples?", **sampling)
+        assert found.json()["choices"][0]["message"]["content"] == expected
+        figures = dict(line.rsplit(" ", 1) for line in ask.get("/metrics").text.splitlines() if "engine" in line and line[0] != "#")
+    proposed, accepted, steps = (
+        float(figures[f'chattune_engine_{name}_total{{model="first"}}']) for name in ("proposed", "accepted", "steps")
+    )
+    assert 0 < accepted <= proposed
+    assert steps < 12, "the model as its own draft model saves steps"
+    child.send_signal(signal.SIGTERM)
+    _, log = child.communicate(timeout=20)
+    assert f"up to 4 tokens are looked up, up to 4 proposed by {told.run.name}" in log
 
 
 @pytest.mark.requirement("S3", "I18")

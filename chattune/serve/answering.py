@@ -169,7 +169,8 @@ class Answer(Response):
             await asyncio.wait({work, gone})
         if not work.cancelled():
             work.result()
-        if self.around.facts.get("cut") == "stalled" and (connection := scope.get("state", {}).get("connection")):
+        held = scope.get("state", {}).get("connection")
+        if self.around.facts.get("cut") == "stalled" and held is not None and (connection := held()) is not None:
             connection.abort()  # closing would wait for a reader who does not read
 
     async def _guarded(self) -> None:

@@ -217,16 +217,16 @@ class Arriving:
         return found
 
     def cancel(self) -> None:
-        """Let the engine stop whatever is not finished."""
+        """Let the engine stop whatever is not finished. Nothing is held any longer that leads back here."""
         self._unwanted = True
-        for ticket in self._tickets:
-            self._engine.cancel(ticket)
+        while self._tickets:
+            self._engine.cancel(self._tickets.pop())
 
     def _submitted(self, submitting: asyncio.Future[Ticket]) -> None:
         if not submitting.cancelled() and submitting.exception() is None:
             self._tickets.append(submitting.result())
             if self._unwanted:  # nobody waits any more
-                self._engine.cancel(submitting.result())
+                self.cancel()
 
     def _receiver(self, index: int) -> Callable[[ReplyEvent], None]:
         def receive(event: ReplyEvent) -> None:

@@ -41,7 +41,8 @@ class Process(uvicorn.Server):
     def __init__(self, server: Server, host: str, port: int) -> None:
         limits = server.limits
         allowed = _raise_file_limit(limits.connections + SPARE)
-        limited = type("Limited", (Connection,), {"seconds": limits.arrival_seconds, "most": min(limits.connections, allowed - SPARE)})
+        own = {"seconds": limits.arrival_seconds, "stall": limits.stall_seconds, "most": min(limits.connections, allowed - SPARE)}
+        limited = type("Limited", (Connection,), own)
         config = uvicorn.Config(
             application(server), host=host, port=port, http=limited, ws="none", loop="asyncio", lifespan="on", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=max(1, int(limits.arrival_seconds)),

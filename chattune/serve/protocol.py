@@ -6,7 +6,11 @@ Without it a thousand idle connections, or heads sent a byte a minute (slow lori
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import socket
 import sys
+import weakref
 from typing import Any, ClassVar
 
 import h11
@@ -23,13 +27,20 @@ _SAID = {
 
 
 class Connection(H11Protocol):
-    """One connection. `seconds`: how long a request may take to come; `most`: connections side by side."""
+    """One connection. `seconds`: how long a request may take to come; `most`: connections side by side.
+
+    A client that is gone without a word, its machine cut off or started anew, keeps neither slot nor connection: who waits is asked for
+    a sign of life every `alive` (whole) seconds, and who takes nothing of what was sent is left a second after `stall` seconds.
+    """
 
     seconds: ClassVar[float] = 15.0
+    stall: ClassVar[float] = 30.0
+    alive: ClassVar[int] = 5
     most: ClassVar[int] = 2048
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
-        super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
+        # Weak: a connection that its own state holds would wait for the collector of garbage when its client has gone.
+        super().__init__(config, server_state, {**app_state, "connection": weakref.ref(self)}, _loop)
         self._due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -37,6 +48,7 @@ class Connection(H11Protocol):
         if len(self.connections) > self.most:
             self._refuse(503, f"{self.most} connections are open already.", "too_many_connections")
             return
+        _watch(transport.get_extra_info("socket"), self.alive, self.stall)
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -102,3 +114,13 @@ class Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
+
+
+def _watch(line: Any, alive: int, stall: float) -> None:
+    """Let the system find out that the other end is gone: by questions while nothing is sent, and by what is never acknowledged."""
+    wanted = {"TCP_KEEPIDLE": alive, "TCP_KEEPINTVL": alive, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 1000 + math.ceil(stall * 1000)}
+    with contextlib.suppress(AttributeError, OSError):  # not a socket of TCP, or closed already
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in wanted.items():
+            if hasattr(socket, name):  # a system has some of them
+                line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
