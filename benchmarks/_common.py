@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,9 +54,10 @@ def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
     return options
 
 
-def say(line: Line, as_json: bool) -> None:
+def say(line: Line, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """`more`: what stands beside the comparison in its JSON object."""
     if as_json:
-        print(json.dumps(asdict(line)), flush=True)
+        print(json.dumps({**asdict(line), **(more or {})}), flush=True)
         return
     bars = [f"{name} {value:g}×" for name, value in (("bar", line.bar), ("moonshot", line.moonshot)) if value is not None]
     digits = 0 if min(line.ours, line.theirs) >= 100 else 3

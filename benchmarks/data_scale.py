@@ -9,13 +9,16 @@ through `chattune collect`: reading, cleaning, dividing. Then once more with ano
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +32,15 @@ def write(path: Path, count: int) -> int:
     words = ["".join(random.choices(letters, k=random.randint(2, 10))) for _ in range(40_000)]
     shares = [1 / (rank + 10) for rank in range(len(words))]
     drawn: list[str] = []
+    place = 0
 
     def said(least: int, most: int) -> str:
-        nonlocal drawn
+        nonlocal drawn, place
         length = random.randint(least, most)
-        if len(drawn) < length:
-            drawn = random.choices(words, shares, k=100_000)
-        own, drawn = drawn[:length], drawn[length:]
-        return " ".join(own)
+        if len(drawn) - place < length:
+            drawn, place = random.choices(words, shares, k=100_000), 0
+        place += length
+        return " ".join(drawn[place - length : place])
 
     last: list[dict[str, str]] = []
     with path.open("w", encoding="utf-8") as file:
@@ -55,14 +59,37 @@ def write(path: Path, count: int) -> int:
     return path.stat().st_size
 
 
+def family(process: int) -> Iterator[int]:
+    """A process and all that it started."""
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                yield from family(int(child))
+
+
+def held(process: int) -> float:
+    """Memory of a process and all that it started, what they share counted once (GiB)."""
+    found = 0
+    for member in family(process):
+        with contextlib.suppress(OSError):
+            told = Path(f"/proc/{member}/smaps_rollup").read_text()
+            found += int(told.partition("Pss:")[2].split()[0])
+    return found / 2**20
+
+
 def collect(source: Path, home: Path, *settings: str) -> dict[str, Any]:
-    """What `chattune collect` made: seconds of each stage, which were found, and the peak memory of the process (GiB)."""
+    """What `chattune collect` made: seconds of each stage, which were found, and the peak memory of all its processes (GiB)."""
     command = [sys.executable, "-m", "chattune", "collect", str(source), *settings, "--home", str(home), "--json"]
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as talk:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True)
         assert child.stdout is not None
-        answer = child.stdout.read()
+        memory = [0.0]
+        watching = threading.Thread(target=watch, args=(child.pid, memory), daemon=True)
+        watching.start()
+        with child.stdout:
+            answer = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         talk.seek(0)
@@ -72,8 +99,17 @@ def collect(source: Path, home: Path, *settings: str) -> dict[str, Any]:
     told = json.loads(answer.splitlines()[-1])
     return {
         "seconds": told["seconds"], "wall": time.perf_counter() - began, "counts": told["counts"], "split": told["split"],
-        "memory": usage.ru_maxrss / 2**20, "reused": [line.split()[0] for line in said.splitlines() if " reused " in line],
+        "memory": max(usage.ru_maxrss / 2**20, *memory),
+        "reused": [line.split()[0] for line in said.splitlines() if " reused " in line],
     }  # fmt: skip
+
+
+def watch(process: int, memory: list[float]) -> None:
+    """Note what it and its children hold, twice a second, until it ends."""
+    while Path(f"/proc/{process}/smaps_rollup").exists():
+        with contextlib.suppress(OSError, IndexError):
+            memory.append(held(process))
+        time.sleep(0.5)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import pytest
 import chattune
 from chattune.core.artifact import Home
 from chattune.core.errors import DataError, SettingError
+from chattune.core.executors import Executor
 from chattune.core.part import kind
 from chattune.dialogs._offensive import Words, judge, learn
 from chattune.dialogs.artifact import Conversations, Stored, write_dialogs
@@ -91,7 +92,8 @@ def test_cleaners_apply_in_order_and_every_change_and_drop_is_counted(tmp_path: 
     dialogs[3] = talk("d3", "drop", "me")
     dialogs[5] = talk("d5", "hello 5", "empty")
     drops: list[Drop] = []
-    found = cleaned(stored(tmp_path / "in", dialogs), [Upper(), Forget(), Rare()], tmp_path / "out", drops.append, cores)
+    cleaners, executor = [Upper(), Forget(), Rare()], Executor("processes", cores)
+    found = cleaned(stored(tmp_path / "in", dialogs), cleaners, tmp_path / "out", drops.append, executor)
     left = list(Stored(tmp_path / "out"))
     assert found.kept == len(left) == 598 and found.reasons == {"secret": 1, "no_reply": 1}
     assert [dialog.id for dialog in left] == [f"d{i}" for i in range(600) if i not in (3, 5)]
@@ -129,6 +131,20 @@ def test_the_stage_keeps_the_account_and_is_found_again(tmp_path: Path) -> None:
     changed = chattune.run({**recipe, "split": {"shares": [0.6, 0.2, 0.2]}}, home=tmp_path / "runs", until="split")
     assert changed.runs["clean"] == told.runs["clean"] and changed.runs["split"] != told.runs["split"]
     assert len(Home(tmp_path / "runs").runs()) == 4
+
+
+def test_a_log_of_changes_before_personal_data_is_taken_away_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [talk("x", f"Number {number}?", "I recieve mail at ann@example.org").messages for number in range(20)]
+    rows = [{"messages": [message.as_dict() for message in own]} for own in said]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"collect": {"sources": str(tmp_path / "chat.jsonl")}}
+    for names, warned in ((["spelling", "personal_data", "secrets"], True), (["personal_data", "spelling"], False)):
+        chattune.run({**asked, "clean": {"cleaners": names}}, home=tmp_path / "runs", until="clean")
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("warning: spelling writes down what it changes" in told) == warned
+        assert ("Name personal_data before spelling." in told) == warned
 
 
 def test_cleaners_that_leave_nothing_are_told_and_no_run_is_left(tmp_path: Path) -> None:

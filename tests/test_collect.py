@@ -490,13 +490,13 @@ def test_json_printed_over_several_lines_is_read(tmp_path: Path) -> None:
     assert collected(tmp_path, path).summary["counts"] == {"read": 12, "kept": 12, "dropped": {}}
 
 
-def test_an_unclosed_quote_in_a_table_is_told_with_the_lines_it_swallowed(tmp_path: Path) -> None:
+def test_an_unclosed_quote_in_a_table_costs_its_own_line(tmp_path: Path) -> None:
     path = tmp_path / "faq.csv"
-    good = "".join(f"question {i * 7919},answer {i}\n" for i in range(20))
-    path.write_text("question,answer\n" + good + 'what,"never closed\n' + good, "utf-8")
+    good = [f"question {i * 7919},answer {i}\n" for i in range(40)]
+    path.write_text("question,answer\n" + "".join(good[:20]) + 'what,"never closed\n' + "".join(good[20:]), "utf-8")
     made = collected(tmp_path, path)
-    assert made.summary["counts"] == {"read": 21, "kept": 20, "dropped": {"broken_csv": 1}}
-    assert "lines 22 to 42" in (made.path / "dropped.jsonl").read_text("utf-8")
+    assert made.summary["counts"] == {"read": 41, "kept": 40, "dropped": {"broken_csv": 1}}
+    assert "line 22 is left out" in (made.path / "dropped.jsonl").read_text("utf-8")
 
 
 def test_too_little_to_split_says_what_is_needed(tmp_path: Path) -> None:

@@ -156,12 +156,18 @@ def telling_space(path: Path) -> Iterator[None]:
 def read_lines_of_json(path: Path) -> Iterator[dict[str, Any]]:
     """The records of an append-only JSON Lines file. A last line that a crash tore is left out."""
     with path.open("rb") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise CorruptError("holds a line that is not JSON.", path=str(path), rule="one JSON object a line") from None
+        for _, record in lines_of_json(file, path):
+            yield record
+
+
+def lines_of_json(lines: Iterable[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line of `path` and its record. A last line that a crash tore is left out."""
+    for line in lines:
+        try:
+            yield line, json.loads(line)
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise CorruptError("holds a line that is not JSON.", path=str(path), rule="one JSON object a line") from None
 
 
 def size(count: float) -> str:

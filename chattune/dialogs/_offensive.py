@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 from chattune.core.errors import DataError
 from chattune.dialogs.cleaners import dropped
 from chattune.dialogs.dialog import Dialog, Drop
+from chattune.dialogs.labelled import labelled
 from chattune.dialogs.near_duplicates import normalised
 from chattune.dialogs.text import lines, reading
 
@@ -81,7 +80,7 @@ def judge(settings: OffensiveText) -> Judge:
     texts, labels = [], []
     marked = {label.strip().lower() for label in settings.offensive_labels}
     for name in settings.examples:
-        for text, label in _examples(name, settings.text_column, settings.label_column):
+        for text, label in labelled(name, settings.text_column, settings.label_column):
             texts.append(text)
             labels.append(_MARKED if label.strip().lower() in marked else _CLEAR)
     return Judge(settings, listed, learn(texts, labels, listed))
@@ -97,32 +96,6 @@ def learn(texts: Sequence[str], labels: Sequence[str], listed: Words) -> FittedC
 
 def _told(text: str, count: int) -> str:
     return f"{text} {_LISTED * min(count, 3)}" if count else text
-
-
-def _examples(name: str, text_column: str, label_column: str) -> Iterator[tuple[str, str]]:
-    """Texts with their labels."""
-    with reading(Path(name)) as file:
-        table = not file.read(1).startswith("{")
-        file.seek(0)
-        first = file.readline()
-        file.seek(0)
-        delimiter = "\t" if first.count("\t") > first.count(",") else ","
-        rows: Iterator[object] = csv.DictReader(file, delimiter=delimiter) if table else map(json.loads, filter(str.strip, file))
-        place = 1
-        try:
-            for place, row in enumerate(rows, 2 if table else 1):
-                found = row.items() if isinstance(row, dict) else ()
-                known = {str(key).strip().lower(): value for key, value in found if key is not None}
-                text, label = known.get(text_column.lower()), known.get(label_column.lower())
-                if not isinstance(text, str) or label is None:
-                    raise DataError(
-                        f"has no text and label in the columns {text_column} and {label_column}.", path=f"{name}:{place}",
-                        value=", ".join(known)[:120], rule="a column of texts and one of labels",
-                        hint="Name them: text_column=… label_column=….",
-                    )
-                yield text, str(label)
-        except (ValueError, csv.Error, RecursionError) as error:
-            raise DataError(f"cannot be read: {error}.", path=f"{name}:{place}", rule="a table of labelled texts") from None
 
 
 def _either(words: set[str]) -> str:

@@ -6,10 +6,11 @@ Both carry the account of everything before them: what was read, what is kept, a
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,8 +40,42 @@ class Stored:
     def __len__(self) -> int:
         return self._count
 
+    def lines(self) -> Iterator[bytes]:
+        """The lines that hold the dialogs, each with its end."""
+        with self.path.open("rb") as file:
+            yield from file
+
     def __contains__(self, dialog: object) -> bool:
         return any(own == dialog for own in self)
+
+    def stretches(self, together: int) -> list[Stretch]:
+        """The file cut into stretches of so many dialogs, in order; what they hold is read where it is wanted."""
+        found: list[Stretch] = []
+        path, begin, end = self.path.absolute(), 0, 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                end += len(line)
+                if not number % together:
+                    found.append(Stretch(path, begin, end - begin))
+                    begin = end
+        return [*found, Stretch(path, begin, end - begin)] if end > begin else found
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Whole lines of a file of ours: where they begin, and how many bytes they are."""
+
+    path: Path
+    begin: int
+    size: int
+
+    def __iter__(self) -> Iterator[tuple[bytes, Dialog]]:
+        """Each line, with its end, and the dialog that it holds."""
+        with self.path.open("rb") as file:
+            file.seek(self.begin)
+            content = file.read(self.size)
+        for line, record in files.lines_of_json(io.BytesIO(content), self.path):
+            yield line, Dialog.from_dict(record)
 
 
 class _Accounted(Artifact):
@@ -102,7 +137,7 @@ def writing_dialogs(path: Path) -> Iterator[Callable[[Dialog], None]]:
     with files.replacing(path) as file:
 
         def put(dialog: Dialog) -> None:
-            file.write(_line(dialog.as_dict()))
+            file.write(line_of(dialog))
 
         yield put
 
@@ -139,6 +174,14 @@ def accounted(before: Mapping[str, Any], kept: int, drops: Mapping[str, int]) ->
     return {"read": before["read"], "kept": kept, "dropped": dict(sorted(reasons.items()))}
 
 
+def line_of(dialog: Dialog) -> bytes:
+    """The line in which a file of ours holds `dialog`."""
+    return _line(dialog.as_dict())
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes an encoder for each line
+
+
 def _line(row: Mapping[str, Any]) -> bytes:
     # Metadata and details may hold half of a surrogate pair, which only its escape can stand for.
-    return f"{json.dumps(row, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
+    return f"{_json(row)}\n".encode("utf-8", "backslashreplace")

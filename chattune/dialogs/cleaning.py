@@ -1,33 +1,31 @@
 """Cleaning: cleaners one after the other over all dialogs, spread over cores; what changed is counted, with examples.
 
 Cleaners that look at one dialog only are applied together in one pass; one that must know all dialogs first starts a new pass over
-what those before it left. Nothing is held in memory but a few hundred dialogs for each core and what a cleaner itself keeps.
+what those before it left. A worker gets a stretch of the file, and gives back the lines that are to be written: nothing is held in
+memory but a few hundred dialogs for each worker and what a cleaner itself keeps.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import multiprocessing
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from chattune.core.errors import ChattuneError
-from chattune.dialogs.artifact import Stored, write_dialogs
+from chattune.core import files
+from chattune.core.errors import DataError
+from chattune.core.executors import INLINE, Executor
+from chattune.dialogs.artifact import Stored, Stretch, line_of
 from chattune.dialogs.cleaners import Cleaner, Cleaning
 from chattune.dialogs.dialog import Dialog, Drop
 from chattune.dialogs.shape import Shaped, shaped
 
 EXAMPLES = 20  # kept for each cleaner, spread over what it changed
-_TOGETHER = 256  # dialogs that go to a process at once
+_TOGETHER = 256  # dialogs that go to a worker at once
 _PIECE = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|\s+|.", re.S)  # what a logged change is made of: words, Chinese characters
 _ALIGNED = 2000  # pieces of a message whose changes are told one by one; of a longer one, from the first to the last change
 
@@ -75,12 +73,13 @@ def cleaned(
     cleaners: Sequence[Cleaner],
     out: Path,
     put: Callable[[Drop], None],
-    cores: int = 1,
+    executor: Executor = INLINE,
     log: Callable[[dict[str, Any]], None] = lambda change: None,
 ) -> Cleaned:
     """Write what the cleaners leave of `dialogs` to `out`; what they leave out goes to `put`, in order.
 
-    `log` gets a row for each message that a cleaner with `logs_changes` changed. The result does not depend on `cores`.
+    `log` gets a row for each message that a cleaner with `logs_changes` changed. The result does not depend on the `executor`; a worker
+    of another machine must see `out` and `dialogs` in the same place.
     """
     found = Cleaned([Tally(cleaner.name) for cleaner in cleaners])
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as folder:
@@ -89,7 +88,13 @@ def cleaned(
             target = out if some[-1] == len(cleaners) - 1 else Path(folder) / f"{number}.jsonl"
             working = [cleaners[place].begin(source) for place in some]
             work = Pass(tuple(cleaners[place] for place in some), tuple(working))
-            found.kept = write_dialogs(target, _through(source, work, [found.tallies[place] for place in some], found, put, cores, log))
+            results = executor.map(work, source.stretches(_TOGETHER))
+            found.kept = 0
+            with files.replacing(target) as file:
+                for outcome in results:
+                    found.kept += outcome.kept
+                    file.write(outcome.lines)
+                    _count(outcome, [found.tallies[place] for place in some], found, put, log)
             source = Stored(target)
     return found
 
@@ -111,11 +116,17 @@ class Pass:
     cleaners: tuple[Cleaner, ...]
     working: tuple[Cleaning, ...]
 
-    def __call__(self, dialogs: Sequence[Dialog]) -> Outcome:
-        """What becomes of some dialogs."""
+    def __call__(self, stretch: Stretch) -> Outcome:
+        """What becomes of the dialogs of a stretch."""
         outcome = Outcome([Tally(cleaner.name) for cleaner in self.cleaners])
-        for dialog in dialogs:
-            outcome.results.append(self._one(dialog, outcome))
+        lines: list[bytes] = []
+        for line, dialog in _seen(stretch):
+            result = self._one(dialog, outcome)
+            if isinstance(result, Drop):
+                outcome.drops.append(result)
+            else:
+                lines.append(line if result is dialog and line.endswith(b"\n") else line_of(result))
+        outcome.kept, outcome.lines = len(lines), b"".join(lines)
         return outcome
 
     def _one(self, dialog: Dialog, outcome: Outcome) -> Dialog | Drop:
@@ -148,78 +159,42 @@ class Pass:
 
 @dataclass
 class Outcome:
-    """What a pass made of some dialogs, in their order."""
+    """What a pass made of some dialogs: how many are kept and the lines that hold them, and what is dropped, in their order."""
 
     tallies: list[Tally]
-    results: list[Dialog | Drop] = field(default_factory=list)
+    kept: int = 0
+    lines: bytes = b""
+    drops: list[Drop] = field(default_factory=list)
     emptied: int = 0
     joined: int = 0
     messages_dropped: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)  # for the log
 
 
-def _through(
-    source: Iterable[Dialog],
-    work: Pass,
-    tallies: list[Tally],
-    found: Cleaned,
-    put: Callable[[Drop], None],
-    cores: int,
-    log: Callable[[dict[str, Any]], None],
-) -> Iterator[Dialog]:
-    for outcome in _outcomes(source, work, cores):
-        for tally, more in zip(tallies, outcome.tallies, strict=True):
-            tally.add(more)
-        found.emptied += outcome.emptied
-        found.joined += outcome.joined
-        found.messages_dropped += outcome.messages_dropped
-        for change in outcome.changes:
-            log(change)
-        for result in outcome.results:
-            if isinstance(result, Drop):
-                found.reasons[result.reason] += 1
-                put(result)
-            else:
-                yield result
+def _count(
+    outcome: Outcome, tallies: list[Tally], found: Cleaned, put: Callable[[Drop], None], log: Callable[[dict[str, Any]], None]
+) -> None:
+    for tally, more in zip(tallies, outcome.tallies, strict=True):
+        tally.add(more)
+    found.emptied += outcome.emptied
+    found.joined += outcome.joined
+    found.messages_dropped += outcome.messages_dropped
+    for change in outcome.changes:
+        log(change)
+    for drop in outcome.drops:
+        found.reasons[drop.reason] += 1
+        put(drop)
 
 
-def _outcomes(source: Iterable[Dialog], work: Pass, cores: int) -> Iterator[Outcome]:
-    """In the order of the dialogs, whatever process was quicker."""
-    dialogs = iter(source)
-    pieces = iter(lambda: list(islice(dialogs, _TOGETHER)), [])
-    if cores < 2:
-        yield from map(work, pieces)
-        return
-    with _telling(), ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _begin, (work,)) as pool:
-        waiting: list[Future[Outcome]] = []
-        for piece in pieces:
-            waiting.append(pool.submit(_do, piece))
-            if len(waiting) > 2 * cores:
-                yield waiting.pop(0).result()
-        for one in waiting:
-            yield one.result()
-
-
-@contextlib.contextmanager
-def _telling() -> Iterator[None]:
+def _seen(stretch: Stretch) -> Iterator[tuple[bytes, Dialog]]:
     try:
-        yield
-    except BrokenProcessPool:
-        raise ChattuneError(
-            "a process that cleaned ended before its work did.", path="clean.processes", rule="processes that can start and stay",
-            hint="In a program of your own, call chattune below `if __name__ == \"__main__\":`; or set clean.processes=1.",
+        yield from stretch
+    except FileNotFoundError:
+        raise DataError(
+            "is not there for the worker that is to clean it.", path=str(stretch.path),
+            rule="a home that all machines see in one place",
+            hint="Put the runs on a disk that the machines share (--home), or set clean.executor=processes.",
         ) from None
-
-
-_work: list[Pass] = []  # of a process of the pool
-
-
-def _begin(work: Pass) -> None:
-    _work[:] = [work]
-
-
-def _do(dialogs: list[Dialog]) -> Outcome:
-    return _work[0](dialogs)
 
 
 def _example(dialog: Dialog, before: Any, after: Any, *, private: bool) -> dict[str, Any]:

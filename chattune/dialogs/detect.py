@@ -7,10 +7,13 @@ from pathlib import Path
 from chattune.core.errors import DataError
 from chattune.core.part import kind
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.text import head_of
+from chattune.dialogs.rows import is_json
+from chattune.dialogs.tables import DELIMITERS, table_rows
+from chattune.dialogs.text import HEAD, head_of, reading
 
 SURE = 0.3  # below this nothing is recognised
 APART = 0.05  # nearer than this, two formats are a tie
+_HEADER = 2**24  # characters of a header that is counted
 
 
 def scores(path: Path, encoding: str = "utf-8") -> dict[str, float]:
@@ -27,6 +30,7 @@ def detect(path: Path, encoding: str = "utf-8") -> Reader:
     (first, best), (second, next_best) = list(found.items())[:2]
     told = ", ".join(f"{name} {score:.2f}" for name, score in found.items() if score > 0) or "nothing recognised"
     if best < SURE:
+        _refuse_endless_header(path, encoding)
         raise DataError(
             f"its format is not recognised ({told}).", path=str(path), value=head_of(path, encoding).strip()[:60],
             rule=f"one of {', '.join(sorted(found))}",
@@ -39,3 +43,11 @@ def detect(path: Path, encoding: str = "utf-8") -> Reader:
         )
     reader: Reader = kind("readers").load(first).model_validate({"encoding": encoding})  # type: ignore[assignment]
     return reader
+
+
+def _refuse_endless_header(path: Path, encoding: str) -> None:
+    """Tell a table whose first line holds more columns than any of conversations has."""
+    head = head_of(path, encoding)
+    if "\n" not in head and not is_json(head) and max(map(head.count, DELIMITERS)) > HEAD // 64:
+        with reading(path, encoding) as file:
+            next(table_rows(file, _HEADER, str(path)), None)

@@ -21,20 +21,28 @@ from typing import IO, overload
 
 import numpy as np
 
+from chattune.core.executors import INLINE, Executor
+
 SHINGLE = 5
 SAME_WORDS = 0.8  # Jaccard of two texts' words from which they are near-duplicates whatever the threshold for 5-grams
 PERMUTATIONS = 128
 RECALL = 0.995
-_BLOCK = 1 << 16  # texts, or pairs, that are held in memory at once
+_BLOCK = 1 << 16  # texts that are held in memory at once
+_PAIRS = 1 << 13  # pairs that are compared at once
 _FEW = 1 << 17  # texts that are compared in one go
-_CHARACTERS = 1 << 24  # in them, at the most; in a block a quarter of it
+_CHARACTERS = 1 << 24  # in them, at the most; in a block a sixteenth of it
+_TOKEN = 40  # bits of a member that signatures are made of
+_SIGNED = 1 << 13  # texts whose signatures are held as numbers of Python at once
 CROWD = 64  # texts in one bucket that are all compared with each other; in a larger crowd each with its neighbours
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, bits well spread: 2^64 over the golden ratio
 _APOSTROPHES = re.compile(r"['’‘`´]")
 _NOT_LETTERS = re.compile(r"[\W_]+")
+_ASCII = {code: chr(code).lower() if chr(code).isalnum() else None if chr(code) in "'`" else " " for code in range(128)}
 # A Han character, a kana or a hangul syllable says about as much as a word: it stands alone, so that five
 # characters of the spaced text hold two or three of them.
 _WORD_LIKE = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])")
+
+SetsOf = Callable[[Sequence[str]], "Sets"]
 
 
 def normalised(text: str) -> str:
@@ -42,6 +50,8 @@ def normalised(text: str) -> str:
 
     A text of nothing but punctuation or emoji stands for itself, folded.
     """
+    if text.isascii():  # the same, several times faster
+        return " ".join(text.translate(_ASCII).split()) or " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     letters = _NOT_LETTERS.sub(" ", _APOSTROPHES.sub("", folded)).strip()
     return letters or " ".join(folded.split())
@@ -104,6 +114,12 @@ class Sets:
         keys = keys[np.insert(keys[1:] != keys[:-1], 0, True)] if len(keys) else keys
         offsets = np.searchsorted(keys, np.arange(count + 1, dtype=np.uint64) << bits)
         return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets)
+
+    def tokens(self) -> np.ndarray:
+        """The members by their first 40 bits: the same for equal members, however many other texts stand in these sets."""
+        bits = 64 - max(1, (len(self.offsets) - 1).bit_length())
+        found: np.ndarray = self.members >> np.uint64(max(0, bits - _TOKEN))
+        return found
 
     def shared(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """How many members row ``left[i]`` has in common with row ``right[i]``, for each i."""
@@ -192,31 +208,49 @@ class _Writing:
         self.lengths.append(len(text))
 
 
-def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0) -> np.ndarray:
+def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0, executor: Executor = INLINE) -> np.ndarray:
     """(pairs, 2) int64, left < right, sorted: all with a Jaccard of `threshold` or more in character 5-grams, or of 0.8 in words.
 
     `texts`: normalised, each once, since those that are equal would be paired with all. They are looked at in blocks and may lie on a
-    disk. `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds.
+    disk. `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds. Where there
+    are many texts, the `executor` does what can be done block by block.
     """
-    found = [_pairs(texts, shingles, threshold, seed), _pairs(texts, words, SAME_WORDS, seed)]
+    executor = INLINE if len(texts) <= _FEW else executor
+    found = [_pairs(texts, shingles, threshold, seed, executor), _pairs(texts, words, SAME_WORDS, seed, executor)]
     codes = np.unique(np.concatenate(found))
     return np.stack(np.divmod(codes, max(1, len(texts))), axis=1)
 
 
-def _pairs(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], threshold: float, seed: int) -> np.ndarray:
+def _pairs(texts: Sequence[str], sets_of: SetsOf, threshold: float, seed: int, executor: Executor) -> np.ndarray:
     """Pairs whose sets have a Jaccard of at least `threshold`, as left · count + right, ascending."""
-    candidates = _candidates(texts, sets_of, threshold, seed)
-    found = []
-    for begin in range(0, len(candidates), _BLOCK):
-        left, right = np.divmod(candidates[begin : begin + _BLOCK], len(texts))
-        own, place = np.unique(np.concatenate([left, right]), return_inverse=True)
-        sets = sets_of([_spread(texts[number]) for number in own.tolist()])
-        shared = sets.shared(place[: len(left)], place[len(left) :])
+    candidates = _candidates(texts, sets_of, threshold, seed, executor)
+
+    def blocks() -> Iterator[tuple[list[str], np.ndarray]]:
+        for begin in range(0, len(candidates), _PAIRS):
+            own, place = np.unique(np.concatenate(np.divmod(candidates[begin : begin + _PAIRS], len(texts))), return_inverse=True)
+            yield [texts[number] for number in own.tolist()], place
+
+    alike = [np.zeros(0, bool), *executor.map(_Alike(sets_of, threshold), blocks())]
+    found: np.ndarray = candidates[np.concatenate(alike)]
+    return found
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Which pairs of some texts are as similar as that: `place` (2 · pairs,) says which texts are the left and then the right ones."""
+
+    sets_of: SetsOf
+    threshold: float
+
+    def __call__(self, block: tuple[list[str], np.ndarray]) -> np.ndarray:
+        texts, place = block
+        count = len(place) // 2
+        sets = self.sets_of([_spread(text) for text in texts])
+        shared = sets.shared(place[:count], place[count:])
         sizes = np.diff(sets.offsets)[place]
-        union = sizes[: len(left)] + sizes[len(left) :] - shared
-        alike = (shared > 0) & (shared >= threshold * union - 1e-9)
-        found.append(candidates[begin : begin + _BLOCK][alike])
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        union = sizes[:count] + sizes[count:] - shared
+        found: np.ndarray = (shared > 0) & (shared >= self.threshold * union - 1e-9)
+        return found
 
 
 def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
@@ -285,7 +319,7 @@ def _bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
-def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], threshold: float, seed: int) -> np.ndarray:
+def _candidates(texts: Sequence[str], sets_of: SetsOf, threshold: float, seed: int, executor: Executor) -> np.ndarray:
     """Pairs of texts whose signatures agree on a whole band, each once, as left · count + right, ascending."""
     bands, rows = _bands(threshold)
     count = len(texts)
@@ -294,13 +328,19 @@ def _candidates(texts: Sequence[str], sets_of: Callable[[Sequence[str]], Sets], 
     if small:
         crowd = _flagged(sets_of([_spread(text) for text in texts]), threshold, bands, rows, seed)
     found = [np.empty(0, np.int64)]
-    with tempfile.TemporaryFile() as file:
-        keys: np.ndarray = np.empty((bands, len(crowd)), np.uint64) if small else _on_disk(file, (bands, count))
-        for begin, some in _blocks(texts, crowd):
-            keys[:, begin : begin + len(some)] = _keys(sets_of(some), bands, rows, seed)
+    with tempfile.TemporaryFile() as file:  # band behind band: of all of them at once only one block's keys are in memory
+        begin = 0
+        for own in executor.map(_Keys(sets_of, bands, rows, seed), _blocks(texts, crowd)):
+            for band in range(bands):
+                file.seek(8 * (band * len(crowd) + begin))
+                file.write(own[band].tobytes())
+            begin += own.shape[1]
+        file.flush()
         for band in range(bands):
-            order = np.argsort(keys[band], kind="stable")
-            key = np.asarray(keys[band])[order]
+            file.seek(8 * band * len(crowd))
+            whole = np.frombuffer(file.read(8 * len(crowd)), np.uint64)
+            order = np.argsort(whole, kind="stable")
+            key = whole[order]
             for step in range(1, CROWD):  # each text with the one `step` places further in its bucket
                 same = np.flatnonzero(key[step:] == key[:-step])
                 if not len(same):
@@ -315,36 +355,45 @@ def _characters(texts: Sequence[str]) -> int:
     return int(texts.lengths.sum()) if isinstance(texts, TextFile) else sum(map(len, texts))
 
 
-def _on_disk(file: IO[bytes], shape: tuple[int, int]) -> np.ndarray:
-    file.truncate(max(1, shape[0] * shape[1] * 8))
-    return np.memmap(file, np.uint64, "r+", shape=shape)
-
-
-def _blocks(texts: Sequence[str], some: np.ndarray) -> Iterator[tuple[int, list[str]]]:
-    """The spaced texts of some numbers, as many at once as memory is meant for, each with the place of its first."""
+def _blocks(texts: Sequence[str], some: np.ndarray) -> Iterator[list[str]]:
+    """The texts of some numbers, as many at once as memory is meant for."""
     block: list[str] = []
-    begin = characters = 0
-    for place, number in enumerate(some.tolist()):
-        block.append(_spread(texts[number]))
+    characters = 0
+    for number in some.tolist():
+        block.append(texts[number])
         characters += len(block[-1])
-        if characters > _CHARACTERS // 4 or len(block) == _BLOCK:
-            yield begin, block
-            begin, block, characters = place + 1, [], 0
+        if characters > _CHARACTERS // 16 or len(block) == _BLOCK:
+            yield block
+            block, characters = [], 0
     if block:
-        yield begin, block
+        yield block
 
 
-def _keys(sets: Sets, bands: int, rows: int, seed: int) -> np.ndarray:
-    """(bands, texts) uint64: what each text's signature says in each band."""
-    from rensa import RMinHash
+@dataclass(frozen=True)
+class _Keys:
+    """(bands, texts) uint64 of some texts: what each one's signature says in each band."""
 
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), bands * rows, seed)
-    signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(sets.offsets) - 1, bands * rows)
-    keys = np.zeros((bands, len(signatures)), np.uint64)
-    for band in range(bands):
-        for column in range(band * rows, (band + 1) * rows):
-            keys[band] = _mixed(keys[band] * _PRIME + signatures[:, column])
-    return keys
+    sets_of: SetsOf
+    bands: int
+    rows: int
+    seed: int
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        from rensa import RMinHash
+
+        sets = self.sets_of([_spread(text) for text in texts])
+        tokens, offsets = sets.tokens(), sets.offsets.astype(np.uint64)
+        keys = np.zeros((self.bands, len(texts)), np.uint64)
+        for begin in range(0, len(texts), _SIGNED):
+            own = offsets[begin : begin + _SIGNED + 1]
+            members = tokens[own[0] : own[-1]]
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(members, own - own[0], self.bands * self.rows, self.seed)
+            signatures = np.array(matrix.to_rows(), dtype=np.uint64)
+            for band in range(self.bands):
+                key = keys[band, begin : begin + _SIGNED]
+                for column in range(band * self.rows, (band + 1) * self.rows):
+                    key[:] = _mixed(key * _PRIME + signatures[:, column])
+        return keys
 
 
 def _flagged(sets: Sets, threshold: float, bands: int, rows: int, seed: int) -> np.ndarray:
@@ -352,5 +401,5 @@ def _flagged(sets: Sets, threshold: float, bands: int, rows: int, seed: int) -> 
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(threshold, bands * rows, bands)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.members, sets.offsets.astype(np.uint64), bands * rows, seed)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.tokens(), sets.offsets.astype(np.uint64), bands * rows, seed)
     return np.flatnonzero(index.insert_matrix_and_query_duplicate_flags(matrix))

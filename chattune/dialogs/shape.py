@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from chattune.dialogs.dialog import Dialog, Drop, Message
 
+TEXT = "text"  # ``metadata["kind"]`` of running text, which is one message of the assistant that nobody asked for
 _BROKEN = re.compile("[\ud800-\udfff]")
 
 
@@ -51,8 +52,8 @@ class Shaped:
 def shaped(dialog: Dialog) -> Shaped | Drop:
     """`dialog` in its normal shape, or a `Drop`.
 
-    ``empty``: nothing is said; ``no_reply``: nobody answers; ``no_user``: nobody asks; ``broken_character``: half of a surrogate
-    pair, which JSON can hold and no encoding of text can.
+    ``empty``: nothing is said; ``no_reply``: nobody answers; ``no_user``: nobody asks, and it is no running text (`TEXT`);
+    ``broken_character``: half of a surrogate pair, which JSON can hold and no encoding of text can.
     """
     messages: list[Message] = []
     empty = joined = 0
@@ -64,15 +65,18 @@ def shaped(dialog: Dialog) -> Shaped | Drop:
             joined += 1
             messages[-1] = _joined(messages[-1], content, message.weight)
         else:
-            messages.append(replace(message, content=content))
+            messages.append(message if content == message.content else replace(message, content=content))
     roles = {message.role for message in messages}
-    reason = "empty" if not messages else "no_reply" if "assistant" not in roles else "no_user" if "user" not in roles else None
+    asked = "user" in roles or (roles == {"assistant"} and dialog.metadata.get("kind") == TEXT)
+    reason = "empty" if not messages else "no_reply" if "assistant" not in roles else None if asked else "no_user"
     if any(_BROKEN.search(message.content) for message in messages):
         reason = "broken_character"
     if reason:
         who = ", ".join(sorted(roles)) or "nobody"
         return Drop(reason, dialog.file, dialog.line, f"{dialog.id}: {len(messages)} messages by {who}")
-    return Shaped(replace(dialog, messages=tuple(messages)), empty, joined)
+    # Made anew field by field: `replace` takes several times as long, and this is done for every dialog that is read.
+    whole = Dialog(dialog.id, tuple(messages), dialog.source, dialog.file, dialog.line, dialog.group, dialog.metadata)
+    return Shaped(whole, empty, joined)
 
 
 def content_key(dialog: Dialog) -> str:

@@ -14,21 +14,25 @@ and are trained on.
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chattune.core.errors import DataError
+from chattune.core.executors import INLINE, Executor
 from chattune.core.seeds import generator
+from chattune.dialogs.artifact import Stretch
 from chattune.dialogs.dialog import Dialog
 from chattune.dialogs.near_duplicates import Joined, TextFile, normalised, similar_pairs
 from chattune.dialogs.shape import content_key, questions
 
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 LEAST_CLUSTERS = 10
 DRAWS = 20
 TRAIN, VALIDATION, TEST = range(3)
@@ -38,13 +42,70 @@ TRAIN, VALIDATION, TEST = range(3)
 class Rules:
     """How to split: shares of the dialogs, the Jaccard from which questions are near-duplicates, what counts as a question.
 
-    `question_length`: normalised characters from which a later question joins dialogs; the opening one always does.
+    `question_length`: normalised characters from which a later question joins dialogs; the opening one always does. `executor`: where
+    near-duplicates among many questions are sought; the result does not depend on it.
     """
 
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     threshold: float = 0.7
     question_length: int = 1
     seed: int = 0
+    executor: Executor = INLINE
+
+
+@dataclass
+class Look:
+    """What the split sees of some dialogs, one after the other: ids, and what `Asked` and a summary of their sizes are made of.
+
+    `texts` and `said`: questions in normal form and their digests, `lengths` of them for each dialog; `replies` and `prompts`: how many
+    replies, and for each a number for everything said before it. `sizes`: for each dialog its messages, characters, those that are not
+    white space, those that are Han.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    said: array[int] = field(default_factory=lambda: array("Q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    replies: array[int] = field(default_factory=lambda: array("q"))
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    keys: bytearray = field(default_factory=bytearray)
+    groups: array[int] = field(default_factory=lambda: array("Q"))
+    kinds: list[tuple[str, int]] = field(default_factory=list)
+    sizes: array[int] = field(default_factory=lambda: array("I"))
+
+
+def look(dialogs: Iterable[Dialog]) -> Look:
+    """See some dialogs."""
+    seen = Look()
+    for dialog in dialogs:
+        plain = {message.content: normalised(message.content) for message in dialog.messages}
+        own = [plain[text] for text in questions(dialog)] or [plain[dialog.messages[0].content]]
+        before = _prompts(dialog, plain)
+        seen.ids.append(dialog.id)
+        seen.texts += own
+        seen.said.extend(_digest(text.encode("utf-8", "surrogatepass")) for text in own)
+        seen.lengths.append(len(own))
+        seen.replies.append(len(before))
+        seen.prompts.extend(before)
+        seen.keys += bytes.fromhex(content_key(dialog))
+        seen.groups.append(0 if dialog.group is None else _digest(dialog.group.encode("utf-8", "surrogatepass")) | 1)
+        seen.kinds.append((dialog.source, len(dialog.messages).bit_length()))
+        seen.sizes.extend(_sizes(dialog))
+    return seen
+
+
+def look_at(stretch: Stretch) -> Look:
+    """See the dialogs of a stretch of a file, which may be in another process."""
+    return look(dialog for _, dialog in stretch)
+
+
+def _sizes(dialog: Dialog) -> tuple[int, int, int, int]:
+    characters = written = han = 0
+    for message in dialog.messages:
+        characters += len(message.content)
+        written += sum(map(len, message.content.split()))
+        han += 0 if message.content.isascii() else len(_HAN.findall(message.content))
+    return len(dialog.messages), characters, written, han
 
 
 class Asked:
@@ -58,22 +119,30 @@ class Asked:
     """
 
     def __init__(self, dialogs: Iterable[Dialog], folder: Path | None = None) -> None:
+        self._take([look(dialogs)], folder)
+
+    @classmethod
+    def of(cls, looks: Iterable[Look], folder: Path | None = None) -> Asked:
+        """The same from what was seen of the dialogs piece by piece, in their order."""
+        found = cls.__new__(cls)
+        found._take(looks, folder)
+        return found
+
+    def _take(self, looks: Iterable[Look], folder: Path | None) -> None:
         said, lengths, replies, prompts = array("Q"), array("q"), array("q"), array("Q")
         keys, groups, kinds = bytearray(), array("Q"), array("q")
         kind_of: dict[tuple[str, int], int] = {}
         with TextFile.writing(folder) as put:
-            for dialog in dialogs:
-                own = [normalised(text) for text in questions(dialog)] or [normalised(dialog.messages[0].content)]
-                for text in own:
-                    said.append(_digest(text.encode("utf-8", "surrogatepass")))
+            for seen in looks:
+                for text in seen.texts:
                     put(text)
-                before = _prompts(dialog)
-                prompts.extend(before)
-                lengths.append(len(own))
-                replies.append(len(before))
-                keys += bytes.fromhex(content_key(dialog))
-                groups.append(0 if dialog.group is None else _digest(dialog.group.encode("utf-8", "surrogatepass")) | 1)
-                kinds.append(kind_of.setdefault((dialog.source, len(dialog.messages).bit_length()), len(kind_of)))
+                said.extend(seen.said)
+                lengths.extend(seen.lengths)
+                replies.extend(seen.replies)
+                prompts.extend(seen.prompts)
+                keys += seen.keys
+                groups.extend(seen.groups)
+                kinds.extend(kind_of.setdefault(kind, len(kind_of)) for kind in seen.kinds)
         _, first, numbers = np.unique(np.array(said, np.uint64), return_index=True, return_inverse=True)
         self.texts = put.texts.some(first)
         self.characters = self.texts.lengths
@@ -136,7 +205,7 @@ def clusters_of(asked: Asked, rules: Rules) -> tuple[np.ndarray, tuple[str, ...]
     Different are questions that are no near-duplicates of each other.
     """
     alike = Joined(len(asked.texts))
-    for pair in similar_pairs(asked.texts, rules.threshold).tolist():
+    for pair in similar_pairs(asked.texts, rules.threshold, executor=rules.executor).tolist():
         alike.join(*pair)
     roots = alike.roots()
     count = len(asked)
@@ -188,7 +257,7 @@ def measured(asked: Asked, part: np.ndarray, rules: Rules, copies: Sequence[int]
         return texts.known(every, part, pairs=pairs), float(np.mean([texts.known(rows, drawn, pairs=pairs) for drawn in naive]))
 
     # Other permutations than the clusters were made with: a pair that those missed is not missed here for the same reason.
-    pairs = similar_pairs(asked.texts, rules.threshold, seed=1)
+    pairs = similar_pairs(asked.texts, rules.threshold, seed=1, executor=rules.executor)
     questions = asked.occurrences()
     exact, random = shares(questions)
     near, random_near = shares(questions, pairs)
@@ -241,13 +310,13 @@ class _Texts:
         return numbers
 
 
-def _prompts(dialog: Dialog) -> list[int]:
+def _prompts(dialog: Dialog, plain: Mapping[str, str]) -> list[int]:
     said = hashlib.sha256()
     found = []
     for message in dialog.messages:
         if message.role == "assistant":
             found.append(int.from_bytes(said.digest()[:8], "little"))
-        said.update(f"{message.role}\x1f{normalised(message.content)}\x1e".encode("utf-8", "surrogatepass"))
+        said.update(f"{message.role}\x1f{plain[message.content]}\x1e".encode("utf-8", "surrogatepass"))
     return found
 
 
@@ -256,14 +325,20 @@ def _digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
+def _drawn(keys: np.ndarray, seed: int) -> Iterator[int]:
+    """For each key a number that nobody can foresee; two different ones are equal as seldom as digests of 64 bits."""
+    for key in keys:
+        text = f"{seed}/{bytes(key).ljust(32, bytes(1)).hex()}"
+        yield int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
 def _assigned(asked: Asked, cluster: np.ndarray, rules: Rules) -> np.ndarray:
     """Fill validation and test from small clusters in an order of the seed and the content, first so that kinds keep their shares."""
     count = len(asked)
     by_key = np.lexsort((asked.keys, cluster))
     starts = np.flatnonzero(np.concatenate([[True], cluster[by_key][1:] != cluster[by_key][:-1]]))
     lengths = np.diff(np.append(starts, count))
-    least = [key.ljust(32, b"\0").hex() for key in asked.keys[by_key[starts]].tolist()]
-    order = sorted(range(len(starts)), key=lambda i: hashlib.sha256(f"{rules.seed}/{least[i]}".encode()).digest())
+    order = np.argsort(np.fromiter(_drawn(asked.keys[by_key[starts]], rules.seed), np.uint64, len(starts)), kind="stable").tolist()
     whole = np.bincount(asked.kinds)
     wanted = sizes(count, rules.shares)
     part = np.zeros(count, np.int64)

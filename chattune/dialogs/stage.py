@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from chattune.core import files
 from chattune.core.errors import DataError
+from chattune.core.executors import Executor, require_ray
 from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
@@ -30,7 +31,6 @@ from chattune.dialogs.artifact import (
     Dialogs,
     accounted,
     write_dialogs,
-    writing_dialogs,
     writing_drops,
     writing_rows,
 )
@@ -42,9 +42,13 @@ from chattune.dialogs.gathering import Account, Wanted, gathered
 from chattune.dialogs.readers import Reader
 from chattune.dialogs.sources import source_files
 from chattune.dialogs.text import known_encoding
+from chattune.dialogs.web import Collector, Web, is_address
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MANY = 5000
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_TOGETHER = 1024  # dialogs that a process sees at once
 
 
 class CollectConfig(Settings):
@@ -52,10 +56,12 @@ class CollectConfig(Settings):
 
     sources: tuple[str, ...] = setting(
         ("chatterbot-english", "chitchat"),
-        "files, folders, globs, or chatterbot-english, chatterbot-chinese, chitchat: data that comes with the installation",
+        "files, folders, globs, or chatterbot-english, chatterbot-chinese, chitchat: data that comes with the installation; with "
+        "web.fetch also addresses of pages",
     )
     format: Reader | None = setting(None, "reader for all files of your own; none: each file's format is detected and said")
-    encoding: str = setting("utf-8", "encoding of the files; a byte order mark may stand or not, gzip is unpacked")
+    encoding: str = setting("utf-8", "encoding of the files; a byte order mark may stand or not, packed files are unpacked")
+    web: Web = setting(Web(), "how pages are fetched whose addresses stand in sources; off unless web.fetch says otherwise")
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -74,27 +80,54 @@ class CollectConfig(Settings):
     def _known_encoding(cls, value: str) -> str:
         return known_encoding(value)
 
+    @model_validator(mode="after")
+    def _one_encoding(self) -> CollectConfig:
+        own = "utf-8" if self.format is None else self.format.encoding
+        if "utf-8" not in (own, self.encoding) and own != self.encoding:
+            raise ValueError(f"collect.encoding says {self.encoding} and collect.format.encoding {own}: should be one of them")
+        return self
+
     def fingerprint(self) -> dict[str, str]:
         """sha256 of each source file, by the name under which it is known in what we write."""
-        return {file.shown: files.digest_of(file.path) for file in source_files(self.sources)}
+        return {file.shown: file.digest() for file in source_files(self.files())}
 
     def wanted(self) -> Wanted:
         """The same for `gathering`."""
-        return Wanted(self.sources, self.format, self.encoding)
+        return Wanted(self.files(), self.format, self.encoding)
+
+    def files(self) -> tuple[str, ...]:
+        """The sources, with the file that a page is kept in instead of its address; pages that are not there are fetched now."""
+        collector = Collector(self.web)
+        return tuple(str(collector.page(source)) if is_address(source) else source for source in self.sources)
 
 
 class CleanConfig(Settings):
     """What is changed in conversations, or leaves them out, before they are divided."""
 
     cleaners: tuple[Cleaner, ...] = setting((), "cleaners, applied in this order; none: everything stays as it was read")
+    executor: Literal["processes", "ray"] = setting(
+        "processes", "where cleaners work: processes of this machine, or the Ray cluster that RAY_ADDRESS names. The result is the same"
+    )
     processes: int | None = setting(
-        None, "processes that clean side by side; none: one for each core, where there are many dialogs. The result is the same", low=1
+        None, "processes, or workers on the cluster, side by side; none: one a processor, where there are many dialogs", low=1
     )
 
     @field_validator("cleaners", mode="before")
     @classmethod
     def _as_parts(cls, value: Any) -> Any:
         return part_list(value)
+
+    def notes(self) -> list[str]:
+        """Orders that are allowed and seldom meant, a sentence each."""
+        found = []
+        for place, cleaner in enumerate(self.cleaners):
+            after = [later.name for later in self.cleaners[place + 1 :] if later.private]
+            if cleaner.logs_changes and after:
+                found.append(
+                    f"{cleaner.name} writes down what it changes, with the text before: what {' and '.join(after)} would take away can "
+                    f"stand in {CHANGES}, or be changed so that it is not recognised. Name {after[0]} before {cleaner.name}."
+                )
+        return found
 
     def fingerprint(self) -> dict[str, str]:
         """What beside the settings changes what the cleaners do: the bytes of their files, which key they encrypt with."""
@@ -115,6 +148,7 @@ class SplitConfig(Settings):
     near_duplicate_threshold: float = setting(
         0.7, "questions are near-duplicates from this Jaccard similarity of character 5-grams on", low=0.3, high=1.0
     )
+    processes: int | None = setting(None, "processes that seek near-duplicates; none: one a core, where there are very many", low=1)
 
     @field_validator("shares")
     @classmethod
@@ -190,13 +224,13 @@ def clean(*, config: CleanConfig, conversations: Conversations, out: Path) -> Co
     from chattune.dialogs.cleaning import cleaned
 
     before = conversations.summary
-    many = before["counts"]["kept"] >= _MANY  # fewer are cleaned before other processes have started
-    cores = config.processes or (len(os.sched_getaffinity(0)) if many else 1)
+    for note in config.notes():
+        talk().print(f"clean    warning: {note}", markup=False)
     with contextlib.ExitStack() as open_files:
         put = open_files.enter_context(writing_drops(out / DROPPED, conversations.drops()))
         logs = any(cleaner.logs_changes for cleaner in config.cleaners)
         log = open_files.enter_context(writing_rows(out / CHANGES)) if logs else _no_log
-        found = cleaned(conversations.read(), config.cleaners, out / ALL, put, cores, log)
+        found = cleaned(conversations.read(), config.cleaners, out / ALL, put, _executor(config, before["counts"]["kept"]), log)
         kept = found.kept
         if not kept:
             (out / ALL).unlink()
@@ -228,31 +262,39 @@ def split(*, config: SplitConfig, seed: int = 0, conversations: Conversations, o
     """Divide conversations by cluster of questions, and measure what of the test stands in training."""
     import numpy as np
 
-    from chattune.dialogs.split import Asked, Rules, divide, measured
+    from chattune.dialogs.split import Asked, Look, Rules, divide, look_at, measured
 
     before, repeated = conversations.summary, conversations.copies()
     dialogs = conversations.read()
-    rules = Rules(config.shares, config.near_duplicate_threshold, config.question_length, seed)
-    copies = [repeated.get(dialog.id, 1) for dialog in dialogs] if repeated else [1] * len(dialogs)
-    asked = Asked(dialogs, out)
+    few = before["counts"]["kept"] < 10 * _MANY  # they are seen before other processes have started
+    executor = Executor("processes", config.processes or (1 if few else len(os.sched_getaffinity(0))), "split")
+    rules = Rules(config.shares, config.near_duplicate_threshold, config.question_length, seed, executor)
+    sizes, copies = array("I"), array("I")
+
+    def seen() -> Iterator[Look]:
+        for one in executor.map(look_at, dialogs.stretches(_TOGETHER)):
+            sizes.extend(one.sizes)
+            copies.extend(repeated.get(dialog_id, 1) for dialog_id in one.ids)
+            yield one
+
+    asked = Asked.of(seen(), out)
     divided = divide(asked, rules)
-    shapes = {name: _Shape() for name in SPLITS}
     with contextlib.ExitStack() as open_files:
-        put = [open_files.enter_context(writing_dialogs(out / f"{name}.jsonl")) for name in SPLITS]
-        for dialog, part in zip(dialogs, divided.part.tolist(), strict=True):
-            put[part](shapes[SPLITS[part]].seen(dialog))
+        parts = [open_files.enter_context(files.replacing(out / f"{name}.jsonl")) for name in SPLITS]
+        for line, part in zip(dialogs.lines(), divided.part.tolist(), strict=True):
+            parts[part].write(line)
     with writing_drops(out / DROPPED, conversations.drops()):
         pass
     summary = {
         **before,
         "split": {
-            **{name: shape.dialogs for name, shape in shapes.items()},
+            **{name: int((divided.part == number).sum()) for number, name in enumerate(SPLITS)},
             **measured(asked, divided.part, rules, copies),
             "clusters": int(divided.cluster.max()) + 1,
             "largest_cluster": int(np.bincount(divided.cluster).max()),
             "not_joined": {"questions": len(divided.refused), "examples": list(divided.refused[-5:])},
         },
-        "shapes": {name: shape.told() for name, shape in shapes.items()},
+        "shapes": {name: _shape(sizes, divided.part == number) for number, name in enumerate(SPLITS)},
     }
     keep_summary(out, summary)
     _say_split(summary, config.shares)
@@ -312,6 +354,14 @@ def _with_train(dialogs: Dialogs, train: Iterable[Dialog], out: Path) -> int:
     return write_dialogs(out / "train.jsonl", train)
 
 
+def _executor(config: CleanConfig, dialogs: int) -> Executor:
+    if config.executor == "ray":
+        require_ray("clean.executor")
+        return Executor("ray", config.processes, "clean")
+    few = dialogs < _MANY  # they are cleaned before other processes have started
+    return Executor("processes", config.processes or (1 if few else len(os.sched_getaffinity(0))), "clean")
+
+
 def _no_log(change: Mapping[str, Any]) -> None:
     pass
 
@@ -324,33 +374,21 @@ def _kept(found: Iterable[Dialog | Drop], put: Callable[[Drop], None]) -> Iterat
             put(item)
 
 
-@dataclass
-class _Shape:
-    """What one looks at to see whether the splits are alike: sizes, and the share of Han among what is not white space."""
+def _shape(sizes: array[int], own: np.ndarray) -> dict[str, Any]:
+    """What one looks at to see whether splits are alike: sizes of the dialogs of one, and the share of Han in what is no white space.
 
-    dialogs: int = 0
-    messages: int = 0
-    characters: int = 0
-    written: int = 0
-    han: int = 0
+    `sizes` holds four numbers for each dialog (see `split.Look`), `own` says which dialogs are meant.
+    """
+    import numpy as np
 
-    def seen(self, dialog: Dialog) -> Dialog:
-        """Count the dialog and give it back."""
-        self.dialogs += 1
-        for message in dialog.messages:
-            self.messages += 1
-            self.characters += len(message.content)
-            self.written += sum(map(len, message.content.split()))
-            self.han += len(_HAN.findall(message.content))
-        return dialog
-
-    def told(self) -> dict[str, Any]:
-        return {
-            "dialogs": self.dialogs, "messages": self.messages, "characters": self.characters,
-            "messages_per_dialog": round(self.messages / max(1, self.dialogs), 2),
-            "characters_per_message": round(self.characters / max(1, self.messages), 1),
-            "han_share": round(self.han / max(1, self.written), 4),
-        }  # fmt: skip
+    count = int(own.sum())
+    messages, characters, written, han = np.array(sizes, np.uint32).reshape(-1, 4)[own].sum(0, dtype=np.int64).tolist()
+    return {
+        "dialogs": count, "messages": messages, "characters": characters,
+        "messages_per_dialog": round(messages / max(1, count), 2),
+        "characters_per_message": round(characters / max(1, messages), 1),
+        "han_share": round(han / max(1, written), 4),
+    }  # fmt: skip
 
 
 def _say_sources(summary: Mapping[str, Any]) -> None:

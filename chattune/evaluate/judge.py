@@ -57,6 +57,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         bar.update(1, bits_per_byte=f"{loss.bits_per_byte:.3f}")
         prompts, without = chosen(dialogs.read("test"), config.replies, seed, _Usable(talker, config.sampling))
         replies = _replies(talker, prompts, config.sampling, seed)
+        talker.close()  # what it remembers of them is not needed any more
         bar.update(2, replies=len(replies))
         others = _baselines(config.baselines, seed, dialogs, tokens, split, prompts, bar)
         history = None

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from chattune.core.files import digest_of
 from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
@@ -64,7 +63,7 @@ class EvaluateConfig(Settings):
 
     def fingerprint(self) -> dict[str, Any]:
         """The bytes of the general conversations, where some are named."""
-        return {file.shown: digest_of(file.path) for file in source_files(self.general)} if self.general else {}
+        return {file.shown: file.digest() for file in source_files(self.general)} if self.general else {}
 
 
 @stage
@@ -105,7 +104,7 @@ class SurveyConfig(Settings):
 
     def fingerprint(self) -> dict[str, str]:
         """The bytes of the new logs."""
-        return {file.shown: digest_of(file.path) for file in source_files(self.against)}
+        return {file.shown: file.digest() for file in source_files(self.against)}
 
 
 @stage

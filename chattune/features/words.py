@@ -38,20 +38,28 @@ def splitter(choice: Choice) -> Words:
     ``"words"``: runs of letters and digits; for ASCII text exactly what rouge-score does without stemming.
     ``"jieba"``: words of the jieba dictionary (rjieba). ``"characters"``: each letter or digit.
     """
-    if choice == "characters":
-        return lambda text: [letter for word in _WORD.findall(text.lower()) for letter in word]
-    if choice == "jieba":
-        return _jieba
-    return lambda text: _WORD.findall(text.lower())
+    return {"characters": _characters, "jieba": _jieba}.get(choice, _runs)  # named functions, so that what holds them can be pickled
 
 
 def with_marks(choice: Choice) -> Words:
     """Like `splitter`, with punctuation kept; a run of one mark (``...``) is one word."""
-    if choice != "jieba":
-        return lambda text: [found.group() for found in _WORD_OR_MARKS.finditer(text.lower())]
-    return lambda text: [
-        word for found in _WORD_OR_MARKS.finditer(text.lower()) for word in (_jieba(found.group()) or [found.group()])
-    ]
+    return _jieba_and_marks if choice == "jieba" else _runs_and_marks
+
+
+def _characters(text: str) -> list[str]:
+    return [letter for word in _WORD.findall(text.lower()) for letter in word]
+
+
+def _runs(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _runs_and_marks(text: str) -> list[str]:
+    return [found.group() for found in _WORD_OR_MARKS.finditer(text.lower())]
+
+
+def _jieba_and_marks(text: str) -> list[str]:
+    return [word for found in _WORD_OR_MARKS.finditer(text.lower()) for word in (_jieba(found.group()) or [found.group()])]
 
 
 def _jieba(text: str) -> list[str]:

@@ -85,6 +85,15 @@ def test_a_decoder_repeats_with_its_seed_and_leaves_the_world_as_it_was(name: st
         decoder(name).decode(s, [7] * CONTEXT)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_acts_where_a_decoder_says_that_it_draws_and_nowhere_else(name: str) -> None:
+    found = [decoder(name).decode(speaker(limit=8), PROMPT)]
+    for seed in (1, 2):
+        s = speaker(limit=8)
+        found.append(decoder(name).decode(Speaker(s.model, s.ends, s.never, s.limit, seed), PROMPT))
+    assert all(one == found[0] for one in found) == (not kind("decoders").load(name).draws)
+
+
 # Beams
 
 TINY, STEPS = 4, 4

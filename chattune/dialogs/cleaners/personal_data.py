@@ -24,7 +24,7 @@ class PersonalData(Cleaner):
     E-mail, telephone, bank cards (Luhn), IBAN (MOD 97-10), IP addresses, Chinese resident numbers (ISO 7064) and US social
     security numbers, accounts (QQ, WeChat, profiles, user names in links), labelled birth dates, street addresses, and names by
     titles and self-introductions. Names in running text need a recogniser. Metadata is not touched: leave out of your data what
-    must not be kept.
+    must not be kept. Name it before `spelling`, whose log holds the text before and which could change what is to be recognised.
     Helps when: logs are of real people.   Hurts when: such values are the subject (test data, hotlines that the bot must tell).
     Cost: 60 µs a message.   Start with: numbered, which keeps who is who within a dialog.
     Source: phonenumbers (libphonenumber), ISO/IEC 7812, ISO 13616, GB 11643-1999; AES-SIV, RFC 5297; Presidio for names.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,9 @@ from chattune.core.errors import DataError
 from chattune.core.files import size
 from chattune.dialogs.dialog import Dialog, Drop, Message
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.text import reading
+from chattune.dialogs.text import legible, reading
+
+_DEEPEST = 50  # lists in each other
 
 
 class Chatterbot(Reader):
@@ -32,7 +35,7 @@ class Chatterbot(Reader):
                 f"is larger than {size(self.record_limit)}.", path=str(path), rule="a YAML file that fits in memory",
                 hint="Split it, or raise collect.format.record_limit.",
             )
-        root = _composed(path, text)
+        root = _composed(path, legible(text, path, self.encoding))
         conversations = _field(root, "conversations")
         if not isinstance(conversations, yaml.SequenceNode):
             raise DataError(
@@ -61,8 +64,14 @@ class Chatterbot(Reader):
 
 
 def _composed(path: Path, text: str) -> yaml.Node | None:
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
-        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        for event in yaml.parse(text, Loader=loader):  # composing what is nested without end would end the process
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise _too_deep(f"{path}:{event.start_mark.line + 1}" if event.start_mark else str(path))
+        return yaml.compose(text, Loader=loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise DataError(
@@ -70,7 +79,11 @@ def _composed(path: Path, text: str) -> yaml.Node | None:
             path=f"{path}:{mark.line + 1}" if mark else str(path), rule="valid YAML", hint="Mend that line, or leave the file out.",
         ) from None
     except RecursionError:
-        raise DataError("is nested too deeply.", path=str(path), rule="valid YAML", hint="Leave the file out.") from None
+        raise _too_deep(str(path)) from None
+
+
+def _too_deep(place: str) -> DataError:
+    return DataError("is nested too deeply.", path=place, rule=f"at most {_DEEPEST} lists in each other", hint="Leave the file out.")
 
 
 def _field(root: yaml.Node | None, name: str) -> yaml.Node | None:

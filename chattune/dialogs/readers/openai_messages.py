@@ -9,12 +9,22 @@ from typing import Any
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop, Message
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.rows import Unusable, calls_as_text, dialogs_of_json, role_of, text_of, weight_of
-from chattune.dialogs.text import sample
+from chattune.dialogs.rows import (
+    ROLE_OF,
+    Unusable,
+    calls_as_text,
+    dialogs_of_rows,
+    first_rows,
+    is_judged,
+    role_of,
+    share,
+    text_of,
+    weight_of,
+)
 
 
 class OpenAIMessages(Reader):
-    """Rows ``{"messages": [{"role", "content", "weight"?}]}``, as JSON Lines or one JSON list.
+    """Rows ``{"messages": [{"role", "content", "weight"?}]}``, as JSON or Parquet.
 
     Helps when: data comes from, or goes to, a training service.   Hurts when: content holds images: such rows are dropped.
     Cost: one row in memory.   Start with: the defaults.
@@ -24,15 +34,16 @@ class OpenAIMessages(Reader):
     key: str = setting("messages", "the key that holds a row's list of messages")
 
     def read(self, path: Path) -> Iterator[Dialog | Drop]:
-        return dialogs_of_json(path, self.encoding, self.record_limit, "openai_messages", self._build)
+        return dialogs_of_rows(path, self.encoding, self.record_limit, "openai_messages", self._build)
 
     def score(self, path: Path, head: str) -> float:
-        rows = [row for row, _ in sample(head)]
-        return sum(self._fits(row) for row in rows) / len(rows) if rows else 0.0
+        return share(first_rows(head), self._fits)
 
-    def _fits(self, row: Any) -> bool:
-        messages = row.get(self.key) if isinstance(row, Mapping) else None
-        return isinstance(messages, list) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
+    def _fits(self, row: Mapping[str, Any]) -> bool:
+        messages = row.get(self.key)
+        if not isinstance(messages, list) or not messages or not isinstance(messages[0], Mapping):
+            return False
+        return isinstance(role := messages[0].get("role"), str) and role.lower() in ROLE_OF and not is_judged(row)
 
     def _build(self, row: Mapping[str, Any]) -> tuple[list[Message], dict[str, Any]]:
         messages = row.get(self.key)

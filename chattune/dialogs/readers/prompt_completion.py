@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from chattune.core.errors import DataError
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop, Message
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.rows import Unusable, dialogs_of_json, identity, text_of
-from chattune.dialogs.text import lines, reading, sample
+from chattune.dialogs.rows import Unusable, dialogs_of_rows, first_rows, is_json, is_judged, share, text_of
+from chattune.dialogs.tables import delimiter_of
+from chattune.dialogs.text import HEAD, reading
 
 PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("instruction", "output"), ("instruction", "response"),
@@ -26,33 +29,43 @@ class PromptCompletion(Reader):
 
     Helps when: data comes out of a spreadsheet or an FAQ.   Hurts when: conversations have several turns.
     Cost: one row in memory.   Start with: the defaults; name the columns when they have other names.
-    Source: RFC 4180 for CSV; comma, semicolon or tab as in the header. Other columns are kept as metadata.
+    Source: RFC 4180 for CSV; comma, semicolon, tab or bar as in the header. Other columns are kept as metadata.
     """
 
     prompt: str | None = setting(None, "the question's column; none: found by its usual names, whatever their case")
     completion: str | None = setting(None, "the answer's column; none: found by its usual names, whatever their case")
 
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.prompt is not None and self.completion is not None and self.prompt.lower() == self.completion.lower():
+            raise ValueError(f"prompt and completion are both '{self.prompt}': should be two columns")
+        return self
+
     def read(self, path: Path) -> Iterator[Dialog | Drop]:
         with reading(path, self.encoding) as file:
-            begin = file.read(4096).lstrip()
-            if not begin.startswith(("{", "[")):
-                file.seek(0)
-                yield from self._table(path, file)
-                return
-        yield from dialogs_of_json(path, self.encoding, self.record_limit, "prompt_completion", self._build)
+            head = file.read(HEAD)
+        if not is_json(head) and self._header(head) is None and head.strip():
+            header = _first_line(head)
+            raise DataError(
+                f"no columns of questions and answers among: {', '.join(_names(header))[:160]}.", path=f"{path}:1",
+                value=header.strip()[:80], rule="a header such as prompt,completion or question,answer",
+                hint="Name them: collect.format.name=prompt_completion collect.format.prompt=… collect.format.completion=….",
+            )
+        yield from dialogs_of_rows(path, self.encoding, self.record_limit, "prompt_completion", self._build)
 
     def score(self, path: Path, head: str) -> float:
-        if head.lstrip().startswith(("{", "[")):
-            rows = [row for row, _ in sample(head)]
-            return sum(map(self._fits, rows)) / len(rows) if rows else 0.0
-        header = next((line for line in head.splitlines() if line.strip()), "")
-        columns = self._columns(next(csv.reader([header], delimiter=_delimiter(header)), []))
+        rows = first_rows(head)
+        if is_json(head):
+            return share(rows, self._fits)
         table = any(end in (".csv", ".tsv") for end in path.suffixes[-2:])
-        return 0.0 if columns is None else 1.0 if table else 0.9
+        return 0.0 if self._header(head) is None or not all(map(self._fits, rows)) else 1.0 if table else 0.9
 
-    def _fits(self, row: Any) -> bool:
+    def _fits(self, row: Mapping[str, Any]) -> bool:
         # Rows with an `instruction` are left to the reader of Alpaca, which also knows `input`.
-        return isinstance(row, Mapping) and self._columns(row) is not None and not {"instruction", "messages"} & row.keys()
+        return self._columns(row) is not None and not {"instruction", "messages"} & row.keys() and not is_judged(row)
+
+    def _header(self, head: str) -> tuple[str, str] | None:
+        return self._columns(_names(_first_line(head)))
 
     def _columns(self, names: Iterable[str]) -> tuple[str, str] | None:
         """The names of the question's and the answer's column among `names`."""
@@ -67,62 +80,12 @@ class PromptCompletion(Reader):
         if columns is None:
             raise Unusable("no_messages", f"no question and answer among {', '.join(map(str, row))}"[:160])
         messages = [Message("user", text_of(row[columns[0]], columns[0])), Message("assistant", text_of(row[columns[1]], columns[1]))]
-        return messages, {k: v for k, v in row.items() if k not in (*columns, "id", "group")}
-
-    def _table(self, path: Path, file: TextIO) -> Iterator[Dialog | Drop]:
-        shown, starts, dropped = str(path), [0], list[Drop]()
-
-        def texts() -> Iterator[str]:
-            for item in lines(file, self.record_limit, shown):
-                if isinstance(item, Drop):
-                    dropped.append(item)
-                else:
-                    starts[0] = item[0]
-                    yield item[1] + "\n"
-
-        source = texts()
-        header = next((text for text in source if text.strip()), "")
-        names = next(csv.reader([header], delimiter=_delimiter(header)), [])
-        columns = self._columns(names)
-        if columns is None:
-            raise DataError(
-                f"no columns of questions and answers among: {', '.join(names)[:160]}.", path=f"{shown}:1", value=header.strip()[:80],
-                rule="a header such as prompt,completion or question,answer",
-                hint="Name them: collect.format.name=prompt_completion collect.format.prompt=… collect.format.completion=….",
-            )
-        places = [names.index(column) for column in columns]
-        rows = csv.reader(source, delimiter=_delimiter(header), strict=True)
-        index = 0
-        while True:
-            line = starts[0] + 1
-            try:
-                row = self._next(rows)
-            except csv.Error as error:
-                yield Drop("broken_csv", shown, line, f"{error}; lines {line} to {max(line, starts[0])} are left out")
-                continue
-            yield from dropped
-            dropped.clear()
-            if row is None:
-                return
-            if not row or not any(map(str.strip, row)):
-                continue
-            index += 1
-            if len(row) != len(names):
-                yield Drop("wrong_columns", shown, line, f"{len(row)} fields, the header has {len(names)}")
-                continue
-            messages = (Message("user", row[places[0]]), Message("assistant", row[places[1]]))
-            rest = {name: row[place] for place, name in enumerate(names) if place not in places and name.strip() and row[place]}
-            metadata = {name: value for name, value in rest.items() if name not in ("id", "group")}
-            yield Dialog(identity(rest, path, index - 1), messages, "prompt_completion", shown, line, rest.get("group"), metadata)
+        return messages, {k: v for k, v in row.items() if k not in (*columns, "id", "group") and v not in ("", None)}
 
 
-    def _next(self, rows: Iterator[list[str]]) -> list[str] | None:
-        usual = csv.field_size_limit(self.record_limit)  # the csv module keeps it for the whole process
-        try:
-            return next(rows, None)
-        finally:
-            csv.field_size_limit(usual)
+def _first_line(head: str) -> str:
+    return next((line for line in head.splitlines() if line.strip() and not line.lower().startswith("sep=")), "")
 
 
-def _delimiter(header: str) -> str:
-    return max(",\t;", key=header.count)
+def _names(header: str) -> list[str]:
+    return next(csv.reader([header], delimiter=delimiter_of(header)), [])

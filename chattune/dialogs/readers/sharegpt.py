@@ -8,12 +8,11 @@ from typing import Any
 
 from chattune.dialogs.dialog import Dialog, Drop, Message
 from chattune.dialogs.readers import Reader
-from chattune.dialogs.rows import Unusable, dialogs_of_json, role_of, text_of, weight_of
-from chattune.dialogs.text import sample
+from chattune.dialogs.rows import Unusable, dialogs_of_rows, first_rows, is_judged, role_of, share, text_of, weight_of
 
 
 class ShareGPT(Reader):
-    """Rows ``{"conversations": [{"from": "human", "value": …}]}``, as JSON Lines or one JSON list.
+    """Rows ``{"conversations": [{"from": "human", "value": …}]}``, as JSON or Parquet.
 
     Helps when: data comes from Vicuna, LLaMA-Factory or a browser export.   Hurts when: never.
     Cost: one row in memory.   Start with: the defaults.
@@ -21,16 +20,15 @@ class ShareGPT(Reader):
     """
 
     def read(self, path: Path) -> Iterator[Dialog | Drop]:
-        return dialogs_of_json(path, self.encoding, self.record_limit, "sharegpt", _build)
+        return dialogs_of_rows(path, self.encoding, self.record_limit, "sharegpt", _build)
 
     def score(self, path: Path, head: str) -> float:
-        rows = [row for row, _ in sample(head)]
-        return sum(_fits(row) for row in rows) / len(rows) if rows else 0.0
+        return share(first_rows(head), _fits)
 
 
-def _fits(row: Any) -> bool:
-    turns = row.get("conversations") if isinstance(row, Mapping) else None
-    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], Mapping) and "from" in turns[0]
+def _fits(row: Mapping[str, Any]) -> bool:
+    turns = row.get("conversations")
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], Mapping) and "from" in turns[0] and not is_judged(row)
 
 
 def _build(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, Any]]:
