@@ -129,14 +129,10 @@ def _requantise(source: Path, kind: str, path: Path) -> None:
 
 def ours(bench: Bench, weights: str, native: bool) -> Measured:
     """A runner's prefill, then greedy steps."""
-    import torch
-
     from chattune.generate.runner import Piece, runner_for
 
-    model = bench.model()
-    if not native and weights == "bfloat16":
-        model = model.to(torch.bfloat16)
-    runner: Runner = runner_for(model, slots=ROWS, length=bench.length, weights=weights if native else "auto", native=native)
+    runner: Runner = runner_for(bench.model(), slots=ROWS, length=bench.length, weights=weights, native=native)
+    print(f"# {runner.why}", file=sys.stderr)
     prompts = bench.ids()
     first = [0] * ROWS
 

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from chattune.core.errors import SettingError, UsageError
+from chattune.core.part import kind
 from chattune.dialogs.dialog import Message
-from chattune.generate.reply import ChatModel, Sampling, drawn_at
+from chattune.generate.reply import ChatModel, Reply, Sampling, drawn_at
 from chattune.generate.rules import Rule
 from chattune.generate.terminal import chat, readable
 from chattune.models.checkpoint import save_model
@@ -182,7 +184,7 @@ def test_what_does_not_fit_is_forgotten_from_the_front_and_said(wild: ChatModel)
     system = {"role": "system", "content": "hello there"}
     turns = [{"role": ("user", "assistant")[n % 2], "content": f"number {n}"} for n in range(31)]
     sampling = Sampling(max_tokens=24)
-    prompt, forgotten = wild._fitted([system, *turns], sampling)
+    prompt, forgotten = wild.fitted([system, *turns], sampling)
     assert 0 < forgotten < 31
     assert prompt == wild.prompt_ids([system, *turns[forgotten:]])
     assert len(prompt) <= CONTEXT - 24 < len(wild.prompt_ids([system, *turns[forgotten - 1 :]])), "as much as fits is kept"
@@ -196,7 +198,7 @@ def test_what_does_not_fit_is_forgotten_from_the_front_and_said(wild: ChatModel)
 def test_a_message_longer_than_the_context_keeps_its_end(wild: ChatModel, text: str) -> None:
     (reply,) = wild.replies([[{"role": "system", "content": "hi"}, *user("before"), *user(text + "!last")]], Sampling(max_tokens=8))
     assert reply.forgotten == 2, "the message before, and the beginning of this one"
-    prompt, _ = wild._fitted(user(text + "!last"), Sampling(max_tokens=8))
+    prompt, _ = wild.fitted(user(text + "!last"), Sampling(max_tokens=8))
     assert len(prompt) <= CONTEXT - 8
     assert len(prompt) > CONTEXT - 8 - 12, "at most a few ids are lost where a character was cut"
     kept = wild.tokenizer.decode(prompt)
@@ -229,6 +231,133 @@ def test_a_stream_can_be_left_and_another_one_taken_up_at_once(wild: ChatModel) 
     del left
     assert "".join(event.text for event in wild.stream(user("hello"), sampling)) == whole.text
     assert len(list(between)) == 20, "the one that was not left goes on"
+
+
+# The engine that is kept
+
+
+@pytest.fixture
+def kept() -> ChatModel:
+    """A model of its own, which nothing was asked yet."""
+    family, template = build()
+    return ChatModel(family.build(template.tokenizer.vocabulary, seed=0), template)
+
+
+def test_a_conversation_goes_on_from_what_was_read_before(kept: ChatModel) -> None:
+    assert kept.figures() is None, "nothing is made before it is needed"
+    sampling = Sampling(temperature=0.8, max_tokens=8, min_tokens=8)
+    turns = user("who are you, who are you? hello there")
+    for turn in range(3):
+        (reply,) = kept.replies([turns], sampling)
+        fresh = ChatModel(kept.model, kept.template)
+        assert fresh.replies([turns], sampling) == [reply]
+        found = kept.figures()
+        assert found is not None and (found.prefix_hits_total > 0) == (turn > 0)
+        turns = [*turns, {"role": "assistant", "content": reply.text}, *user(f"and {turn}?")]
+    assert found.prefix_hits_total > found.prompt_total / 3
+    kept.close()
+    assert kept.figures() is None
+    assert kept.replies([turns], sampling) == ChatModel(kept.model, kept.template).replies([turns], sampling), "it begins anew"
+
+
+def test_threads_share_one_engine_and_have_the_replies_that_each_has_alone(kept: ChatModel) -> None:
+    asked = [(user("hello " * (1 + number % 5)), Sampling(seed=number, temperature=1.0, max_tokens=16)) for number in range(12)]
+    alone = [ChatModel(kept.model, kept.template).replies([messages], sampling)[0] for messages, sampling in asked]
+    found: list[Any] = [None] * len(asked)
+    together = threading.Barrier(4)
+
+    def ask(worker: int) -> None:
+        together.wait()
+        for number in range(worker, len(asked), 4):
+            messages, sampling = asked[number]
+            if number % 2:
+                (found[number],) = kept.replies([messages], sampling)
+            else:
+                events = list(kept.stream(messages, sampling))
+                ids = tuple(event.token for event in events[:-1])
+                found[number] = Reply("".join(event.text for event in events), ids, events[-1].finish_reason)  # type: ignore[arg-type]
+
+    workers = [threading.Thread(target=ask, args=(worker,)) for worker in range(4)]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join(60)
+    assert found == alone
+    figures = kept.figures()
+    assert figures is not None and (figures.running, figures.waiting) == (0, 0)
+    assert figures.generated_total == sum(len(reply.tokens) for reply in alone), "all of them by one engine"
+
+
+def test_a_thread_is_not_kept_from_its_tokens_by_another_that_computes(kept: ChatModel) -> None:
+    """Who makes the steps hands the others what is theirs: none waits until another has ended."""
+    long, short = Sampling(temperature=1.0, min_tokens=60, max_tokens=60), Sampling(temperature=1.0, min_tokens=4, max_tokens=4)
+    first = kept.stream(user("hello"), long)
+    next(first)
+    began, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        began.set()
+        kept.replies([user("who")], short)
+        ended.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    began.wait(10)
+    count = 1
+    for _ in first:
+        count += 1
+        if ended.is_set():
+            break
+    assert count < 61, "it had ended before the longer one"
+    first.close()
+    thread.join(10)
+
+
+def test_weights_that_have_changed_are_seen_by_the_next_reply() -> None:
+    family, template = build()
+    model = ChatModel(family.build(template.tokenizer.vocabulary, seed=0), template)
+    other = family.build(template.tokenizer.vocabulary, seed=1)
+    sampling = Sampling(temperature=0, max_tokens=12)
+    before = model.replies([user("hello")], sampling)
+    model.model.load_state_dict(other.state_dict())
+    after = model.replies([user("hello")], sampling)
+    assert after == ChatModel(other, template).replies([user("hello")], sampling) != before
+
+
+def test_an_interrupted_step_is_not_gone_on_from(kept: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(temperature=1.0, max_tokens=20, min_tokens=20)
+    (whole,) = ChatModel(kept.model, kept.template).replies([user("hello")], sampling)
+    stream = kept.stream(user("hello"), sampling)
+    next(stream)
+    hidden, passes = type(kept.model).hidden, 0
+
+    def interrupted(*given: Any, **named: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise KeyboardInterrupt
+        return hidden(*given, **named)
+
+    monkeypatch.setattr(type(kept.model), "hidden", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    monkeypatch.undo()
+    assert kept.figures() is None
+    assert kept.replies([user("hello")], sampling) == [whole]
+
+
+@pytest.mark.parametrize("name", ["gru", "encoder_decoder", "convolution", "mlp"])
+def test_every_kind_of_memory_serves_one_reply_after_the_other(name: str) -> None:
+    _, template = build()
+    part = kind("families").load(name)
+    shape = {"layers": 1, "width": 32, "heads": 2, "context": 64, "init": {"name": "normal", "std": 0.2}, "init_outputs": "same"}
+    family = part(**{key: value for key, value in shape.items() if key in part.model_fields})
+    network = family.build(template.tokenizer.vocabulary, seed=0)  # type: ignore[attr-defined]
+    model, sampling = ChatModel(network, template), Sampling(temperature=1.0, max_tokens=9)
+    many = [user("hello " * n) for n in (1, 4, 2)]
+    for _ in range(3):
+        assert model.replies(many, sampling) == ChatModel(network, template).replies(many, sampling)
+        assert [model.replies([messages], sampling)[0] for messages in many] == model.replies(many, sampling)
 
 
 @pytest.mark.requirement("S5")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from material import TINY
@@ -12,12 +14,20 @@ from material import TINY
 import chattune
 from chattune import story
 from chattune.cli import main
+from chattune.core.config import parse
 from chattune.core.errors import ArtifactError, SettingError, UsageError
+from chattune.core.part import choose, kind
 from chattune.evaluate.loss import split_loss
+from chattune.generate.decoders import Candidate, Decoder
+from chattune.generate.reply import ReplyEvent, Sampling
+from chattune.generate.speaker import Searching, Speaker, candidates
+from chattune.generate.terminal import _Conversation, readable
+from chattune.generate.terminal import chat as talk_to
 from chattune.story import Result
 from chattune.tokens.token_set import TokenSet
 
 ASKED = ["--prompt", "do you like apples?", "--max-tokens", "8"]
+GREEDY = ["--temperature", "0", "--repetition-penalty", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +39,107 @@ def pair(told: Result, raw_logs: Path) -> tuple[Path, Path]:
 
 
 def chat(run: Path, *words: str) -> list[str]:
-    return ["chat", run.name, *ASKED, "--home", str(run.parent), *words]
+    asked = [word for name, value in zip(ASKED[::2], ASKED[1::2], strict=True) if name not in words for word in (name, value)]
+    return ["chat", run.name, *asked, "--home", str(run.parent), *words]
 
 
 def answered(capsys: pytest.CaptureFixture[str], run: Path, *words: str) -> dict[str, object]:
     assert main(chat(run, *words, "--json")) == 0
     found: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
+
+
+def validate_decoder(said: str) -> Decoder:
+    found: Decoder = choose(Decoder, parse(said))
+    return found
+
+
+@pytest.fixture(scope="module")
+def recurrent(told: Result, raw_logs: Path) -> Path:
+    """A model that cannot go back, from the same token set."""
+    settings = [setting for setting in TINY if not setting.startswith("model.")]
+    recipe = {"collect": {"sources": str(raw_logs)}, "train": {"prompts": ["hello"]}}
+    model = "model={name: gru, layers: 1, width: 32, context: 64}"
+    return chattune.run(recipe, [*settings, model], home=told.run.parent, until="train").run
+
+
+@pytest.mark.requirement("R200")
+def test_proposals_change_no_reply_and_their_figures_are_told(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    greedy = [*GREEDY, "--max-tokens", "40", "--prompt", "I never met any kites. See you! I never met any"]  # to be said again
+    plain = answered(capsys, pair[0], *greedy)
+    assert "speculation" not in plain, "off, unless it is asked for"
+    looked = answered(capsys, pair[0], *greedy, "--speculate", "{lookup: 4, match: 1}")
+    drafted = answered(capsys, pair[0], *greedy, "--speculate", "{lookup: 0, draft: 3}", "--draft", pair[1].name)
+    both = answered(capsys, pair[0], *greedy, "--draft", pair[0].name)
+    for found in (looked, drafted, both):
+        figures = found["speculation"]
+        assert isinstance(figures, dict)
+        assert 0 <= figures["accepted"] <= figures["proposed"]
+        assert {key: value for key, value in found.items() if key != "speculation"} == plain
+        assert figures["proposed"] > 0
+    figures = both["speculation"]
+    assert figures["steps"] + figures["accepted"] >= plain["tokens"], "each step gives one token beside those taken"  # type: ignore[index]
+    assert figures["steps"] < plain["tokens"]  # type: ignore[index, operator]
+    drawn = ["--seed", "3", "--temperature", "0.9"]
+    assert answered(capsys, pair[0], *drawn, "--speculate", "lookup")["ids"] == answered(capsys, pair[0], *drawn)["ids"]
+    assert main(["explain", "speculation"]) == main(["explain", "speculation.lookup"]) == 0
+    assert "tokens proposed by a draft model" in capsys.readouterr().out
+    assert main(["explain", "speculation.lokup"]) == 2
+    assert "Did you mean 'lookup'?" in capsys.readouterr().err
+
+
+def test_the_benchmark_of_speculation_times_the_same_replies(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import speculation
+
+    ways: dict[str, dict[str, Any]] = {"plain": {}, "lookup": {"speculation": {"match": 1}}, "both": {"draft": pair[1]}}
+    sides = {name: chattune.load(pair[0], **way) for name, way in ways.items()}
+    lines = speculation.measure(sides, pair[0], rounds=1, count=2, as_json=True)
+    assert [line.bench for line in lines] == ["chat, lookup", "chat, both", "again, lookup", "again, both"]
+    assert all(line.ours > 0 and line.theirs > 0 for line in lines)
+    assert capsys.readouterr().err.count("2 of 2 replies equal") == 4
+
+
+def test_what_cannot_propose_is_refused_with_the_reason(
+    pair: tuple[Path, Path], recurrent: Path, raw_logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = chattune.run(
+        {"collect": {"sources": str(raw_logs)}}, [*TINY[:-1], "prepare.vocabulary=300", "seed=7"], home=pair[0].parent, until="train"
+    ).run
+    for run, words, says in (
+        (pair[0], ["--draft", other.name], ["--draft: the draft model has another tokenizer", "one prepared token set"]),
+        (pair[0], ["--draft", recurrent.name], ["--draft: a draft model of the gru family cannot take back"]),
+        (recurrent, ["--speculate", "lookup"], ["--speculate: a model of the gru family cannot take back"]),
+        (recurrent, ["--draft", pair[0].name], ["--draft: a model of the gru family cannot take back"]),
+        (pair[0], ["--draft", pair[1].name, "--speculate", "{draft: 0}"], ["--draft: the draft model is to propose 0 tokens"]),
+        (recurrent, ["--weights", "int8"], ["--weights: the gru family has no weights in int8"]),
+    ):
+        assert main(chat(run, *words)) == 2, words
+        err = capsys.readouterr().err
+        assert all(text in err for text in says), err
+    with pytest.raises(UsageError, match="another tokenizer"):
+        chattune.load(pair[0], draft=other)
+    with pytest.raises(SettingError, match="Did you mean 'match'"):
+        chattune.load(pair[0], speculation={"mach": 1})
+    with pytest.raises(UsageError, match="weights cannot be kept in 'int3'"):
+        chattune.load(pair[0], weights="int3")
+
+
+@pytest.mark.parametrize("weights", ["auto", "float32", "bfloat16", "int8", "int4"])
+def test_weights_are_chosen_where_a_model_is_loaded(pair: tuple[Path, Path], weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = chattune.load(pair[0])
+    with chattune.load(pair[0], weights=weights) as model:
+        asked = {"temperature": 0, "repetition_penalty": 1, "max_tokens": 6}
+        said, wanted = (each.replies([[{"role": "user", "content": ASKED[1]}]], each.sampled(asked))[0] for each in (model, own))
+        assert said.tokens
+        if weights == "float32":
+            assert said == wanted
+    found = answered(capsys, pair[0], "--weights", weights, *GREEDY)
+    assert found["tokens"]
+    words = ["--together", pair[1].name, "--weights", weights]
+    assert answered(capsys, pair[0], *words)["tokens"]
 
 
 @pytest.mark.requirement("R200")
@@ -73,12 +177,124 @@ def test_a_conversation_through_a_pipe_is_searched_too(
     assert out.splitlines()[0] == str(wanted).replace("\n", " ")
 
 
+def test_settings_that_act_in_a_search_can_be_set_and_those_of_drawing_are_refused_by_name(
+    told: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_model = chattune.load(told.run)
+    beams = Searching(chat_model, validate_decoder("{name: beam_search, width: 4}"))
+
+    def said(*lines: str) -> list[str]:
+        out = io.StringIO()
+        talk_to(beams, Sampling(max_tokens=8), None, [f"{line}\n" for line in lines], out)
+        return out.getvalue().splitlines()
+
+    plain, short, wide = said(
+        ASKED[1], "/reset", "/set max_tokens=2", ASKED[1], "/reset", "/set max_tokens=8 width=1", ASKED[1]
+    )
+    assert capsys.readouterr().err == ""
+    assert plain == answered(capsys, told.run, "--decoder", "{name: beam_search, width: 4}")["reply"]
+    assert wide == answered(capsys, told.run, "--decoder", "{name: beam_search, width: 1}")["reply"]
+    assert plain.startswith(short) and short != plain
+    capsys.readouterr()
+    assert said("/set temperature=2", "/set width=0", "/set widht=2", "/set top_k=3 max_tokens=2", ASKED[1]) == [plain]
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith("temperature: acts on drawing, and beam_search searches.")
+    assert "max_tokens, width, length_penalty, n_best" in errors[0], "what does act is told"
+    assert errors[1].startswith("width: ") and "Did you mean 'width'?" in errors[2] and errors[3].startswith("top_k: acts on drawing")
+    drawn = Searching(chat_model, validate_decoder("best_of"))
+    assert drawn.changed({"temperature": 0.5}).decoder.model_dump() == {"samples": 8, "temperature": 0.5}, "a decoder's own acts"
+
+
+class Remembering(Searching):
+    """Keeps the messages that it was given."""
+
+    given: ClassVar[list[list[tuple[str, str]]]] = []
+
+    def stream(self, messages: Any, sampling: Sampling) -> Iterator[ReplyEvent]:
+        self.given.append([(message.role, message.content) for message in messages])
+        yield from super().stream(messages, sampling)
+
+
+@pytest.mark.parametrize("name", kind("decoders").names())
+def test_every_command_of_a_conversation_acts_with_every_decoder(told: Result, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, decoder = chattune.load(told.run), validate_decoder(name)
+    first = next(iter(decoder.model_dump()))  # a number of each of ours: beams, candidates, groups or samples
+    changed = validate_decoder(f"{{name: {name}, {first}: 2}}")
+    assert decoder.model_dump()[first] > 2
+    Remembering.given.clear()
+    out = io.StringIO()
+    lines = [
+        ASKED[1], "/help", "/reset", "/system be kind", ASKED[1], "/system", ASKED[1], "/reset", "/set max_tokens=3", ASKED[1],
+        "/reset", f"/set {first}=2", ASKED[1], "/sett seed=1", "/set", "/quit", ASKED[1],
+    ]  # fmt: skip
+    talk_to(Remembering(model, decoder), Sampling(max_tokens=8), None, [f"{line}\n" for line in lines], out)
+    assert capsys.readouterr().err.count("\n") == 1, "what does not exist is told, in one line"
+
+    plain, kind_one = [("user", ASKED[1])], [("system", "be kind"), ("user", ASKED[1])]
+    assert Remembering.given == [plain, kind_one, plain, plain, plain]
+    limits = (8, 8, 8, 3, 3)
+    searched = (decoder, decoder, decoder, decoder, changed)
+    wanted = [
+        candidates(model, [{"role": role, "content": content} for role, content in messages], how, limit)[0].reply.text
+        for messages, how, limit in zip(Remembering.given, searched, limits, strict=True)
+    ]
+    assert out.getvalue().splitlines() == [readable(text).replace("\n", " ") for text in wanted]
+    capsys.readouterr()
+
+    out = io.StringIO()
+    conversation = _Conversation(Searching(model, decoder), Sampling(max_tokens=8), None, out, talkative=True)
+    seed = "  seed=0" if decoder.draws else ""
+    conversation.command("/set")
+    assert out.getvalue() == f"max_tokens=8{seed}  " + "  ".join(f"{key}={value}" for key, value in decoder.model_dump().items()) + "\n"
+    for setting in Sampling.model_fields:
+        acts = setting in ("max_tokens", *decoder.model_dump(), *(["seed"] if decoder.draws else []))
+        begin = len(out.getvalue())
+        conversation.command(f"/set {setting}={Sampling.model_fields[setting].default if setting != 'rules' else '[]'}")
+        said = out.getvalue()[begin:]
+        assert said.startswith("max_tokens=") if acts else said.startswith(f"{setting}: acts on drawing, and {name} searches."), said
+
+
+def test_a_search_forgets_what_does_not_fit_and_can_be_stopped(told: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopped(Decoder):
+        """Ctrl-C."""
+
+        def decode(self, speaker: Speaker, prompt: Sequence[int]) -> list[Candidate]:
+            raise KeyboardInterrupt
+
+    model = chattune.load(told.run)
+    out = io.StringIO()
+    conversation = _Conversation(Searching(model, validate_decoder("beam_search")), Sampling(max_tokens=8), None, out, talkative=True)
+    for _ in range(12):
+        conversation.answer(ASKED[1])
+    assert "older messages forgotten)" in out.getvalue()
+    assert len(model.prompt_ids(conversation.turns)) <= model.context + 8
+    conversation.model = Searching(model, Stopped())
+    conversation.answer(ASKED[1])
+    assert out.getvalue().endswith("(stopped)\n\n")
+    conversation.model = Searching(model, validate_decoder("beam_search"))
+    begin = len(out.getvalue())
+    conversation.command("/reset")
+    conversation.answer(ASKED[1])
+    wanted = answered(capsys, told.run, "--decoder", "beam_search")["reply"]
+    assert out.getvalue()[begin:] == f"(a new conversation)\n{readable(str(wanted))}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["--decoder", "beam_serch"], 2, ["--decoder", "Did you mean 'beam_search'?"]),
         (["--decoder", "{name: beam_search, widht: 3}"], 2, ["--decoder.widht", "Did you mean 'width'?"]),
         (["--decoder", "beam_search", "--top-k", "3"], 2, ["--top-k", "a decoder searches"]),
+        (["--decoder", "beam_search", "--weights", "int8"], 2, ["--weights", "a decoder searches"]),
+        (["--decoder", "beam_search", "--speculate", "lookup"], 2, ["--speculate", "a decoder searches"]),
+        (["--decoder", "{name: beam_search"], 2, ["--decoder", "{name: beam_search, width: 4}"]),
+        (["--speculate", "lookpu"], 2, ["--speculate: 'lookpu' proposes nothing", "lookup, match, draft"]),
+        (["--speculate", "{lokup: 3}"], 2, ["--speculate.lokup", "Did you mean 'lookup'?"]),
+        (["--speculate", "{lookup: 99}"], 2, ["--speculate.lookup", "99"]),
+        (["--speculate", "{lookup: 0, draft: 4}"], 2, ["--speculate: nothing is proposed", "--speculate", "a draft model"]),
+        (["--speculate", "{lookup"], 2, ["--speculate", "{lookup: 8, match: 2}"]),
+        (["--draft", "nobody"], 2, ["nobody"]),
+        (["--weights", "int3"], 2, ["--weights", "int8"]),
         (["--together", "nobody"], 2, ["nobody"]),
         (["--shares", "fitted"], 2, ["--shares", "--together RUN"]),
         (["--temperature", "-1"], 2, ["--temperature: "]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,9 @@ from typing import Any
 from chattune.cli.answer import table
 from chattune.core.errors import UnknownName, did_you_mean
 from chattune.core.part import Kind, Part, Settings, find, is_contract, kind, kind_of, kinds, setting
+
+# Settings of commands, which stand in no recipe.
+OPTIONS = {"speculation": "chattune.generate.reply.Speculation", "limits": "chattune.serve.limits.Limits"}
 
 
 def part_card(k: Kind, name: str) -> dict[str, Any]:
@@ -108,10 +112,19 @@ def explain(name: str) -> list[dict[str, Any]]:
         return [part_card(k, part) for k, part in parts]
     from chattune.story import schema
 
-    head = name.split(".")[0]
+    head, _, field = name.partition(".")
     if head in schema():
         return [place_card(locate(name))]
-    known = [*kinds(), *schema(), *(part for k in kinds().values() for part in k.names())]
+    if head in OPTIONS:
+        module, _, owner = OPTIONS[head].rpartition(".")
+        settings: type[Settings] = getattr(importlib.import_module(module), owner)
+        if not field or field in settings.model_fields:
+            return [place_card(Place(name, settings, field or None, None))]
+        raise UnknownName(
+            f"no setting is called '{field}'.", path=name, value=field, rule=f"one of {[*settings.model_fields]}",
+            hint=did_you_mean(field, settings.model_fields) or None,
+        )
+    known = [*kinds(), *schema(), *OPTIONS, *(part for k in kinds().values() for part in k.names())]
     raise UnknownName(
         f"nothing is called '{name}'.", value=name, rule="a part, a kind or a dotted setting",
         hint=did_you_mean(name, known) or "See `chattune list`.",

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from cyclopts import Parameter
 
-from chattune.cli.answer import Answer
-from chattune.cli.cards import settings_text
 from chattune.core.config import parse
 from chattune.core.errors import UsageError
 
@@ -18,17 +16,9 @@ if TYPE_CHECKING:
     from chattune.generate.reply import Speculation
 
 SpeculateOption = Annotated[
-    str | None, Parameter(help="propose tokens and check several in one pass: lookup, or settings; `--speculate help` lists them")
+    str | None, Parameter(help="propose tokens and check several in one pass: lookup, or settings (see `chattune explain speculation`)")
 ]
 OPTIONS = {"weights": "--weights", "speculation": "--speculate", "draft": "--draft"}  # settings of `Decoding`, as they are typed
-
-
-def speculation_help() -> Answer:
-    """What can be set of speculation."""
-    from chattune.generate.reply import Speculation
-
-    rows = Speculation.describe()
-    return Answer(f"{Speculation.__doc__}\n\n{settings_text(rows)}", {"settings": rows})
 
 
 def speculation_of(said: str | None) -> Speculation | None:

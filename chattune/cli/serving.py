@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from chattune import story
 from chattune.cli.answer import USUAL, Answer, Common, table
-from chattune.cli.decoding import SpeculateOption, by_option, speculation_help, speculation_of
+from chattune.cli.decoding import SpeculateOption, by_option, speculation_of
 from chattune.core.artifact import Home, check_name
 from chattune.core.errors import UsageError, did_you_mean
 from chattune.core.progress import talk
@@ -72,8 +72,6 @@ def serve(
     if limit == ["help"]:
         rows = [(row["name"], row["default"], row["meaning"]) for row in Limits.describe()]
         return Answer(table(rows, ["limit", "default", "meaning"]), {"limits": Limits.describe()})
-    if speculate == "help":
-        return speculation_help()
     limits = validate(Limits, override({}, limit or ()), prefix="--limit")
     behind = _named(upstream, "--upstream")
     secrets = _named(upstream_key, "--upstream-key")

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from chattune import story
 from chattune.cli.answer import USUAL, Answer, Common, plain, short, table
-from chattune.cli.decoding import SpeculateOption, by_option, mapping, speculation_help, speculation_of
+from chattune.cli.decoding import SpeculateOption, by_option, mapping, speculation_of
 from chattune.core.artifact import Home
 from chattune.core.config import validate
 from chattune.core.errors import UsageError
@@ -48,8 +48,6 @@ def chat(
     run
         an import, train or evaluate run: a path, a name, or the beginning of a digest
     """
-    if speculate == "help":
-        return speculation_help()
     drawing = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
     }  # fmt: skip

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from chattune.models.language_model import LanguageModel
     from chattune.tokens.tokenizer import Tokenizer
 
+_REWINDING = "a family that attends to what it keeps, such as gpt, encoder_decoder or memory_network"
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -28,23 +30,29 @@ class Decoding:
         """Refuse (`UsageError`) what cannot be followed, with the reason."""
         from chattune.generate.runner import check_weights
 
-        for model in _alone(chat.model):
+        members = _alone(chat.model)
+        proposing = [] if self.draft is None else _alone(self.draft.model)
+        for model in (*members, *proposing):
             check_weights(model, self.weights)
         if self.speculation is None and self.draft is None:
             return
-        if not _rewinds(chat.model):
-            raise UsageError(
-                f"a model of the {chat.model.family.name} family cannot take back a token that it has read.", path="speculation",
-                value=chat.model.family.name, rule="a family that attends to what it keeps, such as gpt", hint="Decode without.",
-            )  # fmt: skip
+        for model in members:
+            if not _rewinds(model):
+                raise UsageError(
+                    f"a model of the {model.family.name} family cannot take back a token that it has read.",
+                    path="draft" if self.speculation is None else "speculation", value=model.family.name, rule=_REWINDING,
+                    hint="Leave it out.",
+                )  # fmt: skip
+        self._check_that_it_proposes()
         if self.draft is None:
             return
-        if not _rewinds(self.draft.model):
-            raise UsageError(
-                f"a draft model of the {self.draft.model.family.name} family cannot take back a token that was not taken.",
-                path="draft", value=self.draft.model.family.name, rule="a family that attends to what it keeps, such as gpt",
-                hint="Train a smaller model of another family on the same token set.",
-            )  # fmt: skip
+        for model in proposing:
+            if not _rewinds(model):
+                raise UsageError(
+                    f"a draft model of the {model.family.name} family cannot take back a token that was not taken.",
+                    path="draft", value=model.family.name, rule=_REWINDING,
+                    hint="Train a smaller model of another family on the same token set.",
+                )  # fmt: skip
         if not same_tokens(chat.tokenizer, self.draft.tokenizer):
             raise UsageError(
                 "the draft model has another tokenizer: an id means another token to it.", path="draft",
@@ -54,6 +62,21 @@ class Decoding:
             raise UsageError(
                 f"the draft model counts {self.draft.model.vocabulary} ids, the model {chat.model.vocabulary}.", path="draft",
                 value=self.draft.model.vocabulary, rule="as many ids", hint="Take one whose table of tokens is as long.",
+            )  # fmt: skip
+
+    def _check_that_it_proposes(self) -> None:
+        proposes = self.speculation
+        if proposes is None:
+            return
+        if self.draft is None and not proposes.lookup:
+            raise UsageError(
+                "nothing is proposed: nothing is looked up, and there is no draft model.", path="speculation", value=0,
+                rule="lookup above 0, or a draft model", hint="Raise lookup, name a draft model, or leave speculation out.",
+            )  # fmt: skip
+        if self.draft is not None and not proposes.draft:
+            raise UsageError(
+                "the draft model is to propose 0 tokens.", path="draft", value=0, rule="speculation with draft above 0",
+                hint="Raise draft in the settings of speculation, or leave the draft model out.",
             )  # fmt: skip
 
     def engine(self, chat: ChatModel, *, slots: int, length: int | None = None, chunk: int = 256) -> Engine:

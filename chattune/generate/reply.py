@@ -207,7 +207,7 @@ class ChatModel:
     def stream(self, messages: Messages, sampling: Sampling | None = None) -> Iterator[ReplyEvent]:
         """The reply as it is drawn: an event for each token, and a last one with the reason why it ended."""
         sampling = sampling or self.sampling
-        prompt, forgotten = self._fitted(messages, sampling)
+        prompt, forgotten = self.fitted(messages, sampling)
         with self._engine() as engine:
             for event in engine.stream(self._ask(prompt, sampling)):
                 yield replace(event, forgotten=forgotten) if forgotten else event
@@ -215,7 +215,7 @@ class ChatModel:
     def replies(self, many: Sequence[Messages], sampling: Sampling | None = None) -> list[Reply]:
         """A reply to each of many conversations, in their order; decoded side by side."""
         sampling = sampling or self.sampling
-        prompts = [self._fitted(messages, sampling) for messages in many]
+        prompts = [self.fitted(messages, sampling) for messages in many]
         asks = [self._ask(prompt, sampling) for prompt, _ in prompts]
         with self._engine(len(asks)) as engine:
             replies = engine.run(asks)
@@ -280,7 +280,7 @@ class ChatModel:
             return self.decoding.engine(self, slots=slots, chunk=_CHUNK)
         return Engine(self.model, self.tokenizer, slots=slots, chunk=_CHUNK)
 
-    def _fitted(self, messages: Messages, sampling: Sampling) -> tuple[list[int], int]:
+    def fitted(self, messages: Messages, sampling: Sampling) -> tuple[list[int], int]:
         """Prompt ids that leave room for a reply (a quarter of the context at most), and how many messages were forgotten for it."""
         messages = list(messages)
         room = self.context - min(sampling.max_tokens, max(1, self.context // 4))

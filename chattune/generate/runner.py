@@ -150,9 +150,9 @@ class TorchRunner:
         self.model, self.slots, self.length, self.vocabulary = model.eval(), slots, length, model.vocabulary
         self._head = head or model.head
         with torch.inference_mode():
-            cache = model.new_cache(slots, length)
-        self.rewinds, self.joins = cache.rewinds, cache.joins
-        self._memory: _Block | _Cohorts = _Block(model, cache) if cache.joins else _Cohorts(model, length)
+            cache = model.new_cache(1, length)
+            self.rewinds, self.joins = cache.rewinds, cache.joins
+            self._memory: _Block | _Cohorts = _Block(model, model.new_cache(slots, length)) if self.joins else _Cohorts(model, length)
 
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         import torch

@@ -6,8 +6,8 @@ Decoders look at many ways to go on from one prompt; a `Progress` holds them as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from chattune.core.config import validate
 from chattune.core.errors import UsageError
@@ -113,9 +113,12 @@ def candidates(
     chat: ChatModel, messages: Messages, decoder: Decoder, limit: int | None = None, seed: int = 0
 ) -> list[ScoredReply]:
     """The replies that `decoder` finds to these messages, the best first; messages that do not fit are refused (`UsageError`)."""
-    speaker = Speaker.of(chat, limit, seed)
+    return _found(chat, chat.prompt_ids(messages), decoder, limit, seed)
+
+
+def _found(chat: ChatModel, prompt: Sequence[int], decoder: Decoder, limit: int | None, seed: int) -> list[ScoredReply]:
     found = []
-    for candidate in decoder.decode(speaker, chat.prompt_ids(messages)):
+    for candidate in decoder.decode(Speaker.of(chat, limit, seed), prompt):
         said = candidate.tokens[:-1] if candidate.finish_reason == "stop" else candidate.tokens
         found.append(ScoredReply(Reply(chat.tokenizer.decode(said), said, candidate.finish_reason), candidate))
     return found
@@ -127,19 +130,25 @@ class Searching:
 
     chat: ChatModel
     decoder: Decoder
-    acting: ClassVar[tuple[str, ...]] = ("max_tokens", "seed")  # settings of `Sampling` that a search follows, too
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[ReplyEvent]:
-        """The reply as one event. Of `sampling` its length and seed act: a decoder searches instead of drawing."""
-        reply = candidates(self.chat, messages, self.decoder, sampling.max_tokens, sampling.seed)[0].reply
-        yield ReplyEvent(reply.text, None, reply.finish_reason)
+        """The reply as one event. Of `sampling` what is `acting` acts: a decoder searches instead of drawing. Of a history that does
+        not fit as much is forgotten as where replies are drawn."""
+        prompt, forgotten = self.chat.fitted(messages, sampling)
+        reply = _found(self.chat, prompt, self.decoder, sampling.max_tokens, sampling.seed)[0].reply
+        yield ReplyEvent(reply.text, None, reply.finish_reason, forgotten)
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Settings of `Sampling` that act: the length, and the seed where anything is drawn."""
+        return ("max_tokens", "seed") if self.decoder.draws else ("max_tokens",)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Those of the decoder."""
         return self.decoder.model_dump()
 
-    def changed(self, settings: Mapping[str, Any]) -> Searching:
+    def changed(self, settings: Mapping[str, Any]) -> Self:
         """With other settings of the decoder; those of drawing are refused (`UsageError`) by name."""
         known = (*self.acting, *self.settings)
         for name, value in settings.items():
@@ -148,4 +157,4 @@ class Searching:
                     f"acts on drawing, and {self.decoder.name} searches.", path=name, value=value, rule=f"one of {', '.join(known)}",
                     hint=f"Here act: {', '.join(known)}.",
                 )
-        return Searching(self.chat, validate(type(self.decoder), {**self.settings, **settings}))
+        return replace(self, decoder=validate(type(self.decoder), {**self.settings, **settings}))

@@ -36,6 +36,11 @@ def unfilled() -> Iterator[None]:
         yield
 
 
+def allocated(model: nn.Module, device: str = "cpu") -> None:
+    """Give a model that is `unfilled` memory, with numbers as they come. As `to_empty`, which loads a symbolic algebra (0.6 s)."""
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))  # type: ignore[no-untyped-call]
+
+
 class _Undrawn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

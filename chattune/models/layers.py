@@ -75,8 +75,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def _inverse_root(x: Tensor, epsilon: float) -> Tensor:
     wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()
-    root: Tensor = square.div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
-    return root
+    root: Tensor = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return root.to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

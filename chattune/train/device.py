@@ -100,7 +100,7 @@ def deterministic(where: str) -> None:
     New memory is not filled with NaN beforehand, as PyTorch does then (5 % of an update of a small model): nothing reads it unwritten.
     """
     torch.use_deterministic_algorithms(where == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None], wanted: str) -> tuple[Precision, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chattune.core.part import Part
 
@@ -30,6 +30,8 @@ class Candidate:
 
 class Decoder(Part):
     """One way of decoding."""
+
+    draws: ClassVar[bool] = True  # whether the speaker's seed acts: where not, nothing is left to chance
 
     def decode(self, speaker: Speaker, prompt: Sequence[int]) -> list[Candidate]:
         """At least one candidate, the best first, of at most `speaker.room(prompt)` tokens each.

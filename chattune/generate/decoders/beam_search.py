@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -25,6 +25,8 @@ class BeamSearch(Decoder):
     Source: Graves 2012, arXiv:1211.3711; the division by length as in transformers (Wu et al. 2016, arXiv:1609.08144, divide by
     ((5 + length) / 6)^α). It stops when no beam can beat what was found, not sooner. Rules do not act here.
     """
+
+    draws: ClassVar[bool] = False
 
     width: int = setting(4, "beginnings kept at each step", low=1, high=4096, search=[2, 4, 8])
     length_penalty: float = setting(

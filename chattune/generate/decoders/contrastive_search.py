@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chattune.core.part import setting
 from chattune.generate.decoders import Candidate, Decoder
@@ -23,6 +23,8 @@ class ContrastiveSearch(Decoder):
     Cost: k tokens are computed for each one taken.   Start with: k 4, alpha 0.6.
     Source: Su et al. 2022, arXiv:2202.06417, with the hidden states from which the head computes logits.
     """
+
+    draws: ClassVar[bool] = False
 
     k: int = setting(4, "candidates at each step; 1: greedy", low=1, high=256, search=[4, 6, 8])
     alpha: float = setting(0.6, "α: weight of being unlike; 0: greedy", low=0.0, high=1.0, search=[0.3, 0.6])

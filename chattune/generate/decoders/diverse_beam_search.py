@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chattune.core.part import setting
 from chattune.generate.decoders import Candidate, Decoder
@@ -23,6 +23,8 @@ class DiverseBeamSearch(Decoder):
     Source: Vijayakumar et al. 2018, arXiv:1610.02424, with Hamming diversity: it acts on the choice of beams, while sums and
     scores stay the model's own log-probabilities (transformers sums up the costs, too).
     """
+
+    draws: ClassVar[bool] = False
 
     groups: int = setting(4, "groups of beams, each of which gives a reply", low=1, high=256, search=[2, 4])
     width: int = setting(2, "beams of a group", low=1, high=256, search=[1, 2, 4])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from chattune.models.fresh import fill, unfilled
+from chattune.models.fresh import allocated, fill, unfilled
 from chattune.models.language_model import Cache, LanguageModel
 from chattune.models.layers import Linear, dropout
 from chattune.models.states import StateCache
@@ -77,7 +77,7 @@ class ConvolutionModel(LanguageModel):
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
         with unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        allocated(model)
         fill(model, family.init, seed, outputs=family.init_outputs, branches=family.layers or 1)
         return model
 

@@ -201,7 +201,7 @@ class EncoderDecoderModel(LanguageModel):
         assert family.layers
         with fresh.unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        fresh.allocated(model)
         fresh.fill(model, family.init, seed, outputs=family.init_outputs, branches=5 * family.layers)
         return model
 

@@ -162,7 +162,9 @@ class GPTModel(LanguageModel):
         """A model whose weights are to be read: memory is taken, and nothing is drawn."""
         with fresh.unfilled():
             model = cls(family, vocabulary)
-        return model if device == "meta" else model.to_empty(device=device)
+        if device != "meta":
+            fresh.allocated(model, device)
+        return model
 
     @classmethod
     def fresh(cls, family: GPT, vocabulary: int, seed: int) -> Self:
@@ -187,7 +189,7 @@ class GPTModel(LanguageModel):
         return x if self.norm is None else self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden, self._table())
+        logits = F.linear(hidden, self.embedding.weight) if self.output is None else self.output(hidden)
         return logits if self.family.logit_softcap is None else softcap(logits, self.family.logit_softcap)
 
     def head_weight(self) -> Tensor | None:

@@ -38,7 +38,7 @@ class MemoryNetworkModel(LanguageModel):
         """A model with fresh weights, each drawn from a stream of its own."""
         with fresh.unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        fresh.allocated(model)
         fresh.fill(model, family.init, seed)
         return model
 

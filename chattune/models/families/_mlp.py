@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from chattune.models.activations import Activation
-from chattune.models.fresh import fill, unfilled
+from chattune.models.fresh import allocated, fill, unfilled
 from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows
 from chattune.models.layers import Linear, dropout
 
@@ -63,7 +63,7 @@ class MLPModel(LanguageModel):
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
         with unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        allocated(model)
         fill(model, family.init, seed)
         return model
 

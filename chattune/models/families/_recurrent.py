@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chattune.core.seeds import derived
 from chattune.models import recurrence
 from chattune.models.families._recurrent_family import GATES
-from chattune.models.fresh import Settling, fill, unfilled
+from chattune.models.fresh import Settling, allocated, fill, unfilled
 from chattune.models.initializers import Place
 from chattune.models.language_model import Cache, LanguageModel
 from chattune.models.layers import Linear, RMSNorm, dropout
@@ -180,7 +180,7 @@ class RecurrentModel(LanguageModel):
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
         with unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        allocated(model)
         fill(model, family.init, seed)
         refill_recurrent(model, family.init_recurrent, seed)
         return model

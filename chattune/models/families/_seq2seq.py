@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from chattune.models.families._recurrent import EPSILON, Layer, State, refill_recurrent, replaced, window_sequences
 from chattune.models.families._recurrent_family import GATES
-from chattune.models.fresh import fill, unfilled
+from chattune.models.fresh import allocated, fill, unfilled
 from chattune.models.language_model import Cache, LanguageModel, put_rows, take_rows, untouched
 from chattune.models.layers import Linear, RMSNorm, attention, dropout
 from chattune.models.states import StateCache
@@ -87,7 +87,7 @@ class Seq2SeqModel(LanguageModel):
         """A model with fresh weights, each drawn from a stream of its own, named by the seed and the parameter."""
         with unfilled():
             model = cls(family, vocabulary)
-        model.to_empty(device="cpu")
+        allocated(model)
         fill(model, family.init, seed)
         refill_recurrent(model, family.init_recurrent, seed)
         return model
