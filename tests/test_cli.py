@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "empty.jsonl": b"",
         "blank.txt": b"\n \n",
         "binary.jsonl": bytes(range(256)) * 20,
-        "latin.txt": good.replace("apples", "caf\xe9").encode("latin-1"),
+        "latin.txt": good.replace("e", "\xe9").encode("latin-1"),
         "bom.txt": b"\xef\xbb\xbf" + good.replace("\n", "\r\n").encode(),
         "good.txt.gz": gzip.compress(good.encode()),
         "cut.txt.gz": gzip.compress(good.encode())[:200],
@@ -64,7 +64,7 @@ MISTAKES = [
     ("collect *.nothing", 1, r"matches no file"),
     ("collect empty.jsonl", 1, r"empty\.jsonl: holds no text\."),
     ("collect blank.txt", 1, r"blank\.txt: holds no text\."),
-    ("collect binary.jsonl", 1, r"binary\.jsonl: is binary\."),
+    ("collect binary.jsonl", 1, r"binary\.jsonl: is binary \(not text\)\. Leave it out"),
     ("collect latin.txt", 1, r"latin\.txt:1: is not utf-8: byte 0xe9 cannot be read\. Name its encoding: collect\.encoding="),
     ("collect cut.txt.gz", 1, r"cut\.txt\.gz: is a damaged gzip file"),
     ("collect noreply.jsonl", 1, r"noreply\.jsonl: nothing usable among 1 conversations: 1 no_reply\."),
@@ -220,7 +220,9 @@ def test_help_lists_and_mistakes_answer_at_once_without_torch(words: list[str], 
     print(f"chattune {' '.join(words)}: {took:.2f} s")
     assert got == code
     assert says in output
-    assert took < 0.8  # 0.5 s on an idle core (0.25 to 0.45 measured); a core shared with other tests is up to 1.6 times slower
+    # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a script of 400 descriptions, each made plain by cyclopts; a core
+    # shared with other tests is up to 1.6 times slower.
+    assert took < (1.6 if words[0:1] == ["completion"] else 0.8)
 
 
 def test_bare_chattune_is_six_lines_with_the_one_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:

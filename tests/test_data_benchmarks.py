@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,11 @@ def test_personal_data_is_compared_with_what_is_asked_for(said: Said) -> None:
     assert rows["personal_data, email", "recall"]["bar"] is None
 
 
-def test_data_at_size_is_bound_in_memory_and_redoes_only_what_changed(said: Said, tmp_path: Path) -> None:
-    (row,) = said("data_scale", "--dialogs", "400", "--folder", str(tmp_path))
+def test_data_at_size_is_bound_in_memory_and_redoes_only_what_changed(tmp_path: Path) -> None:
+    words = [sys.executable, str(BENCHMARKS / "data_scale.py"), "--json", "--dialogs", "400", "--folder", str(tmp_path)]
+    # A program of its own: what this one holds already is not to be measured.
+    (row,) = map(json.loads, subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines())
+    assert row.keys() >= FORM
     assert row["theirs"] == 1.5 and row["ratio"] == pytest.approx(1.5 / row["ours"]) and 0.02 < row["ours"] < 1.5
     assert row["reused"] == ["collect"] and set(row["seconds"]) == {"collect", "split"} and row["dialogs_per_second"] > 1
     assert row["bytes"] == (tmp_path / "talks-400.jsonl").stat().st_size
