@@ -220,8 +220,8 @@ def test_help_lists_and_mistakes_answer_at_once_without_torch(words: list[str], 
     print(f"chattune {' '.join(words)}: {took:.2f} s")
     assert got == code
     assert says in output
-    # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a script of 400 descriptions, each made plain by cyclopts; a core
-    # shared with other tests is up to 1.6 times slower.
+    # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a script of 400 descriptions, each made plain by cyclopts;
+    # a core shared with other tests is up to 1.6 times slower.
     assert took < (1.6 if words[0:1] == ["completion"] else 0.8)
 
 

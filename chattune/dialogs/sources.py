@@ -20,7 +20,6 @@ from chattune.core.errors import DataError, did_you_mean
 from chattune.dialogs import compressed
 from chattune.dialogs.compressed import ARCHIVES, Unreadable, members
 from chattune.dialogs.hub import PREFIX, HubSource, hub_files, saved
-from chattune.dialogs.readers.slack import is_export
 
 EMBEDDED = {
     "chatterbot-english": ("chatterbot_corpus", "data/english/*.yml", "chatterbot"),
@@ -119,7 +118,7 @@ def _expanded(path: Path, shown: str, source: str, *, among: bool) -> Iterator[S
         inside = members(path)
     except Unreadable:
         inside = None  # told by whoever reads it
-    if inside is None or is_export(path):
+    if inside is None or _is_slack_export(path):
         yield SourceFile(path, shown, source, None if inside is None else "slack", among)
         return
     named = [member for member in inside if not _hidden(PurePosixPath(member.name))]
@@ -164,7 +163,7 @@ def _folder(folder: Path, source: str) -> Iterator[SourceFile]:
             if not name.startswith(".") and (path := Path(at, name)).is_symlink():
                 refused.append(_left_out(path, source, "link", "is a link to a folder, which is not followed"))
         folders[:] = sorted(name for name in folders if not _hidden(PurePosixPath(name)))
-        if is_export(Path(at)):
+        if _is_slack_export(Path(at)):
             found.append(Path(at))
             folders[:], names = [], []
         for path in (Path(at, name) for name in names if not name.startswith(".")):
@@ -199,6 +198,12 @@ def _within(path: Path, homes: Iterable[Path]) -> bool:
 def _fixed(pattern: Path) -> Path:
     """The folder that a glob's first part without a wildcard names."""
     return next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+
+
+def _is_slack_export(path: Path) -> bool:
+    from chattune.dialogs.readers.slack import is_export  # on use: settings are read without any reader
+
+    return is_export(path)
 
 
 def _left_out(path: Path, source: str, reason: str, detail: str) -> SourceFile:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from chattune.core.part import Part, setting
 from chattune.dialogs.dialog import Dialog
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Unit = Literal["word", "sentence", "message", "entity", "dialog"]
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chattune.core.part import Part
 from chattune.dialogs.dialog import Dialog
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
