@@ -221,8 +221,8 @@ def test_help_lists_and_mistakes_answer_at_once_without_torch(words: list[str], 
     assert got == code
     assert says in output
     # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a script of 400 descriptions, each made plain by cyclopts;
-    # a core shared with other tests is up to 1.6 times slower.
-    assert took < (1.6 if words[0:1] == ["completion"] else 0.8)
+    # a core shared with other tests, on a machine shared with others, has been seen to take 2.2 times as long.
+    assert took < (2.4 if words[0:1] == ["completion"] else 1.2)
 
 
 def test_bare_chattune_is_six_lines_with_the_one_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:
