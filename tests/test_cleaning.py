@@ -245,6 +245,7 @@ def test_planted_wrong_answers_are_ranked_first() -> None:
     assert np.array_equal(again, mismatch([question for question, _ in pairs[:100]], replies[:100], rounds=1))
 
 
+@pytest.mark.long
 def test_what_is_taken_for_an_error_is_left_out_or_not_learned() -> None:
     dialogs = [talk(f"d{i}", f"what is {word} like", f"{word} is nice") for i, word in enumerate(["tea", "milk", "wine", "beer"] * 20)]
     dialogs[7] = talk("d7", "what is beer like", "tea is nice")

@@ -104,6 +104,7 @@ sys.exit(main([*words, "collect.sources=[chatterbot-english]", *{quick!r}] if wo
 """
 
 
+@pytest.mark.long
 @pytest.mark.requirement("U8")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:

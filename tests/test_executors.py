@@ -77,6 +77,7 @@ def recipe(source: Path, **clean: Any) -> dict[str, Any]:
     return {"collect": {"sources": str(source)}, "clean": {"cleaners": cleaners, **clean}}
 
 
+@pytest.mark.long
 @pytest.mark.requirement("R027")
 @pytest.mark.skipif(without_ray, reason="Ray is not installed: pip install 'chattune[cluster]'")
 def test_two_nodes_of_a_ray_cluster_give_the_same_bytes(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_the_smallest_corpora_still_give_a_distribution(texts: list[list[int]]) 
     assert np.isfinite(model.log_probabilities(np.array([BEGIN, 3, 4]), np.array([0, 3]))).all()
 
 
+@pytest.mark.long
 def test_on_real_chat_it_is_no_straw_man() -> None:
     """The published anchor: order 5 has 1.664 bits per byte, 95 % interval 1.643–1.684, and order 3 has 0.014 more."""
     import json

@@ -85,6 +85,7 @@ def newest(run: Path) -> int:
     return max(train_state.steps(run / "state"), default=0)
 
 
+@pytest.mark.long
 @pytest.mark.requirement("C10", "C5", "C2")
 def test_a_killed_process_ends_the_job_is_named_and_the_resumed_job_comes_to_the_same_weights(planned: tuple[Path, str]) -> None:
     run, reference = planned
