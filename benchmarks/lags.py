@@ -41,7 +41,7 @@ LEARNED, CHECK = 0.99, 50  # a run ends when a fresh batch of 256 is answered so
 @dataclass(frozen=True)
 class Case:
     """A family as it is compared: its settings and what it needs to learn this, found by trying: the rate (Adam); for gates, fresh
-    biases that keep for about half the lag (LSTM: for the lag) where the usual ones forget in two to four tokens."""
+    biases that keep for about half the lag (LSTM: for the lag) where the usual ones forget in two tokens."""
 
     family: str
     settings: dict[str, Any]

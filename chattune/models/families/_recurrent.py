@@ -65,7 +65,7 @@ class Layer(Settling):
             return
         # The LSTM's forget gate, the GRU's update gate: what they hold is multiplied by σ(bias) a token, in both.
         gate = self.bias.detach()[self.width : 2 * self.width]
-        gate.fill_(math.log(self.memory - 1) if self.memory is not None else 1.0 if self.cell == "lstm" else 0.0)
+        gate.fill_(math.log(self.memory - 1) if self.memory is not None else 0.0)
 
     def forward(self, x: Tensor, sizes: Tensor, state: State) -> tuple[Tensor, State]:
         if self.norms is not None:
