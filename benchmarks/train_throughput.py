@@ -31,7 +31,7 @@ from _common import Measured, compare, enough, fixed, in_turn, measured, memory,
 from chattune.models.products import int8_gain  # noqa: E402
 
 WARMUP = 2
-INT8 = "chattune, int8 and compiled"
+INT8, INT8_COMPILED = "chattune, int8", "chattune, int8 and compiled"
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def main() -> None:
     peers: dict[str, Callable[[], Measured]] = {
         "chattune": lambda: ours(shape, steps),
         "chattune, compiled": lambda: ours(shape, steps, compile="on"),
-        INT8: lambda: ours(shape, steps, precision="int8", compile="on"),
+        INT8: lambda: ours(shape, steps, precision="int8"),
+        INT8_COMPILED: lambda: ours(shape, steps, precision="int8", compile="on"),
         "Hugging Face Trainer, default": lambda: trainer(shape, steps),
         "Hugging Face Trainer, bf16": lambda: trainer(shape, steps, bf16=True),
         "nanoGPT's loop": lambda: nano(shape, steps),
@@ -195,7 +196,7 @@ def main() -> None:
     }
     if (gain := int8_gain()) < 1:
         print(f"# not measured: {INT8}: its products have {gain:.2f} of float32's speed on this processor", file=sys.stderr)
-        del peers[INT8]
+        del peers[INT8], peers[INT8_COMPILED]
     if chosen.model == "b":
         peers |= {
             "chattune, dropout 0.2": lambda: ours(shape, steps, dropout=0.2),

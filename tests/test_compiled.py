@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from chattune.models.families.gpt import GPT
+from chattune.models.int8 import uncompiled
 from chattune.models.language_model import LanguageModel
 from chattune.train.device import Worker
 
@@ -47,8 +48,15 @@ def test_int8_compiles_to_one_graph_too() -> None:
     Worker(model, "int8")
     loss, gradients = _loss_and_gradients(model, model.hidden)
     torch._dynamo.reset()
-    traced, found = _loss_and_gradients(model, torch.compile(model.hidden, dynamic=False, fullgraph=True, backend="eager"))
+    seen: list[str] = []
+
+    def eager_but_traced(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes)
+        return graph
+
+    traced, found = _loss_and_gradients(model, torch.compile(model.hidden, dynamic=False, fullgraph=True, backend=eager_but_traced))
     assert loss != wide
+    assert any("int8_product" in name for name in seen) is (not uncompiled()), seen
     # The traced formulas differ in the last bit, which moves a number to the next of 127 steps here and there.
     torch.testing.assert_close(traced, loss, rtol=1e-3, atol=0.0)
     assert found.keys() == gradients.keys()

@@ -1,8 +1,11 @@
-"""Training in int8: products within their rounding, gradients too, the loss follows float32; never chosen by itself."""
+"""Training in int8: products within their rounding, gradients too, the loss follows float32; never chosen by itself. The compiled
+product gives PyTorch's bits, whatever the layout, the size and the number of threads; where there is none, the reason is said."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -156,12 +159,22 @@ def test_a_processor_with_wrong_sums_is_refused(monkeypatch: pytest.MonkeyPatch)
         device.choose_precision(TINY.build(VOCABULARY, 0), view, "int8")
 
 
-@pytest.mark.parametrize(("gain", "remark"), [(4.0, ""), (0.05, ", though its products take 20 times as long as float32's here")])
-def test_the_choice_says_in_how_many_maps_and_whether_it_pays(monkeypatch: pytest.MonkeyPatch, gain: float, remark: str) -> None:
+@pytest.mark.parametrize(
+    ("gain", "why", "remark"),
+    [
+        (4.0, "", ""),
+        (0.05, "there is no C++ compiler", ", though its products take 20 times as long as float32's here: there is no C++ compiler"),
+        (0.8, "", ", though its products take 1.2 times as long as float32's here"),
+    ],
+)
+def test_the_choice_says_in_how_many_maps_and_whether_it_pays(
+    monkeypatch: pytest.MonkeyPatch, gain: float, why: str, remark: str
+) -> None:
     monkeypatch.setattr(device, "int8_gain", lambda: gain)  # what another processor would measure
-    chosen, why = device.choose_precision(TINY.build(VOCABULARY, 0).train(), view, "int8")
+    monkeypatch.setattr(device, "uncompiled", lambda: why)
+    chosen, said = device.choose_precision(TINY.build(VOCABULARY, 0).train(), view, "int8")
     assert chosen == "int8"
-    assert why == f"int8 as set, in 8 linear maps{remark}"  # queries with keys and values, output, gate with up, output; two layers
+    assert said == f"int8 as set, in 8 linear maps{remark}"  # queries with keys and values, output, gate with up, output; two layers
 
 
 def test_bfloat16_is_not_tried_where_its_products_are_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +187,187 @@ def test_bfloat16_is_not_tried_where_its_products_are_hopeless(monkeypatch: pyte
         assert (chosen == "float32" and "10 times as long" in why) if gain < 1 else "ms in bfloat16" in why
 
 
-def test_gains_are_measured_on_this_processor() -> None:
-    assert 0 < products.int8_gain(64) < 1e3
+def test_gains_are_measured_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    product = int8.int8_product
+    monkeypatch.setattr(products, "int8_product", lambda a, b: (asked.append(tuple(a.shape)), product(a, b))[1])
+    assert 0 < products.int8_gain(48) < 1e3
+    assert set(asked) == {(48, 48)}, "what training uses is what is timed"
     assert 0 < products.bfloat16_gain(64) < 1e3
+
+
+# ---- the compiled product ----
+
+needs_kernel = pytest.mark.skipif(int8._loaded()[0] is None, reason=f"no compiled product: {int8._loaded()[1]}")
+
+
+def by_pytorch(a: Tensor, b: Tensor) -> Tensor:
+    """The oracle: PyTorch's rounding, and sums of whole numbers that float64 holds exactly."""
+    (whole_a, scale_a), (whole_b, scale_b) = int8.quantized(a, 1), int8.quantized(b, 0)
+    return (whole_a.double() @ whole_b.double()).float() * scale_a * scale_b
+
+
+def by_kernel(a: Tensor, b: Tensor) -> Tensor:
+    return int8._by_kernel(a, b)
+
+
+def same_bits(found: Tensor, wanted: Tensor) -> bool:
+    """Also where both are not numbers."""
+    return torch.equal(found.isnan(), wanted.isnan()) and torch.equal(found.nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """`x` by rows, by columns, as a part of something larger, and with steps in both directions."""
+    rows, columns = x.shape
+    part, apart = torch.full((rows + 3, columns + 5), torch.nan), torch.full((2 * rows, 3 * columns), torch.nan)
+    part[1 : rows + 1, 2 : columns + 2] = x
+    apart[::2, ::3] = x
+    return [x, x.t().contiguous().t(), part[1 : rows + 1, 2 : columns + 2], part.t().contiguous().t()[1 : rows + 1, 2 : columns + 2],
+            apart[::2, ::3]]  # fmt: skip
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+SIZES = [
+    (1, 1, 1), (1, 40, 1), (40, 1, 3), (6, 16, 16), (7, 17, 17), (13, 31, 24), (5, 8, 9), (96, 64, 64), (97, 65, 65), (103, 130, 200),
+    (200, 513, 40), (31, 2100, 33),
+]  # fmt: skip
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+def test_the_compiled_product_has_the_bits_of_pytorch_s_in_every_layout(shape: tuple[int, int, int]) -> None:
+    rows, terms, columns = shape
+    random = torch.Generator().manual_seed(rows * terms + columns)
+    a, b = torch.randn(rows, terms, generator=random), torch.randn(terms, columns, generator=random)
+    a *= 10 ** torch.randn(rows, 1, generator=random)
+    a[torch.rand(rows, generator=random) < 0.2] = 0.0
+    b[:, torch.rand(columns, generator=random) < 0.2] = 0.0
+    wanted = by_pytorch(a, b)
+    for left in layouts(a):
+        for right in layouts(b):
+            assert torch.equal(by_kernel(left, right), wanted), (left.stride(), right.stride())
+
+
+@needs_kernel
+def test_halves_are_rounded_to_even_and_the_largest_sums_are_exact() -> None:
+    a = torch.arange(-127.0, 127.0, 0.5).repeat(2, 1)  # a scale of one: every half, between two whole numbers
+    b = torch.eye(a.shape[1]) * 127
+    assert torch.equal(by_kernel(a, b), by_pytorch(a, b))
+    terms = int8._LONGEST
+    high, low = torch.full((2, terms), 127.0), torch.full((terms, 2), -127.0)
+    assert torch.equal(by_kernel(high, low), torch.full((2, 2), float(-(127**2) * terms)))
+
+
+@needs_kernel
+def test_what_is_no_number_spreads_as_in_pytorch() -> None:
+    random = torch.Generator().manual_seed(0)
+    for bad in (torch.nan, torch.inf, -torch.inf, 3e38, 1e-38, 1e-45, -0.0):
+        a, b = torch.randn(20, 50, generator=random), torch.randn(50, 30, generator=random)
+        a[3] *= 1e-30
+        a[3, 7] = a[11, 0] = b[49, 29] = b[4, 2] = bad
+        a[5] = bad
+        wanted = torch._int_mm(int8.quantized(a, 1)[0], int8.quantized(b, 0)[0]).float() * int8.quantized(a, 1)[1]
+        wanted = wanted * int8.quantized(b, 0)[1]
+        for left in layouts(a)[:2]:
+            for right in layouts(b)[:2]:
+                assert same_bits(by_kernel(left, right), wanted), bad
+
+
+@needs_kernel
+def test_the_number_of_threads_changes_no_bit(threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    a, b = torch.randn(301, 700, generator=random), torch.randn(700, 210, generator=random)
+    assert a.shape[0] * a.numel() > int8._ALONE
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found += [by_kernel(a, b), by_kernel(a.t().contiguous().t(), b)]
+    monkeypatch.setattr(int8, "threads_of_torch", lambda: (None, None))  # a PyTorch with another pool: threads of the product's own
+    found.append(by_kernel(a, b))
+    assert all(torch.equal(one, by_pytorch(a, b)) for one in found)
+
+
+@needs_kernel
+def test_nothing_in_gives_nothing_out() -> None:
+    assert by_kernel(torch.ones(0, 5), torch.ones(5, 3)).shape == (0, 3)
+    assert by_kernel(torch.ones(2, 5), torch.ones(5, 0)).shape == (2, 0)
+    assert torch.equal(by_kernel(torch.ones(2, 0), torch.ones(0, 3)), torch.zeros(2, 3))
+
+
+@needs_kernel
+def test_outputs_and_gradients_are_those_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 41, 72, generator=random).requires_grad_()
+    weight = torch.randn(50, 72, generator=random).requires_grad_()
+    outer = torch.randn(3, 41, 50, generator=random)
+    results = []
+    for used in (True, False):
+        monkeypatch.setattr(int8, "_compiled", lambda used=used: used)
+        found = int8.int8_linear(x, weight)
+        results.append((found.detach(), *torch.autograd.grad(found, (x, weight), outer)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@needs_kernel
+def test_a_training_with_the_kernel_is_the_training_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for used in (True, False):
+        monkeypatch.setattr(int8, "_compiled", lambda used=used: used)
+        losses, model = trained("int8", 5)
+        runs.append((losses, model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+@needs_kernel
+def test_the_operation_keeps_the_rules_that_compilers_rely_on() -> None:
+    a, b = torch.randn(5, 8), torch.randn(8, 3)
+    torch.library.opcheck(int8._by_kernel, (a, b), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason"),
+    [
+        ("chattune.core.native.shutil.which", "there is no C++ compiler"),
+        ("torch.cpu.get_capabilities", "processor with VNNI"),
+        ("CHATTUNE_NATIVE", "CHATTUNE_NATIVE=0"),
+        ("_agrees", "something else than PyTorch"),
+    ],
+)
+def test_where_the_kernel_is_not_used_pytorch_computes_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, setup: str, reason: str
+) -> None:
+    x, weight = torch.randn(9, 20), torch.randn(4, 20)
+    wanted = int8.int8_linear(x, weight)
+    if setup == "_agrees" and int8._loaded()[0] is None:
+        pytest.skip(f"no compiled product: {int8._loaded()[1]}")
+    monkeypatch.setattr(int8, "_loaded", int8._loaded.__wrapped__)  # looked for anew
+    if setup == "CHATTUNE_NATIVE":
+        monkeypatch.setenv(setup, "0")
+    elif setup == "_agrees":
+        monkeypatch.setattr(int8, setup, lambda function: False)
+    else:
+        monkeypatch.setattr(setup, (lambda: {"avx512_vnni": True}) if "capab" in setup else (lambda name: None))
+    assert reason in int8.uncompiled()
+    monkeypatch.setattr(int8, "_by_kernel", None)  # not to be called
+    assert torch.equal(int8.int8_linear(x, weight), wanted)
+
+
+@needs_kernel
+def test_a_product_that_computes_something_else_is_found_out() -> None:
+    function, _ = int8._loaded()
+    assert function is not None
+    assert int8._agrees(function)
+
+    def wrong(*given: Any) -> int:
+        failed = function(*given)
+        ctypes.cast(given[6], ctypes.POINTER(ctypes.c_float))[0] *= 1 + 1e-6
+        return failed
+
+    assert not int8._agrees(wrong)

@@ -133,7 +133,7 @@ def test_results_are_the_same_to_the_bit_however_the_work_is_cut(weights: Weight
 def test_threads_of_its_own_compute_the_same_as_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = fresh(), ids_of(SLOTS)
     wanted = whole(native_runner(model, slots=SLOTS, length=LENGTH, threads=2), ids)
-    monkeypatch.setattr(native, "_threads_of_torch", lambda: (None, None))
+    monkeypatch.setattr(native, "threads_of_torch", lambda: (None, None))
     for threads in (1, 2, 3):
         runner = native_runner(model, slots=SLOTS, length=LENGTH, threads=threads)
         assert torch.equal(whole(runner, ids), wanted)
@@ -221,7 +221,7 @@ def test_a_library_that_another_user_could_have_written_is_not_loaded(tmp_path: 
 
 
 def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr("chattune.core.native.shutil.which", lambda name: None)
     library, reason = build.library.__wrapped__()
     assert library is None
     assert reason == "there is no C++ compiler (g++) on this machine"
@@ -236,7 +236,7 @@ def test_a_source_that_does_not_compile_is_told_with_the_compiler_s_words(tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library, reason = build.library.__wrapped__()
     assert library is None
-    assert "cannot build the step" in reason
+    assert "cannot build step.cpp" in reason
     assert list((tmp_path / "chattune" / "native").iterdir()) == []
 
 

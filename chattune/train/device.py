@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chattune.core.errors import SettingError
-from chattune.models.int8 import int8_is_exact
+from chattune.models.int8 import int8_is_exact, uncompiled
 from chattune.models.language_model import LanguageModel
 from chattune.models.layers import Linear
 from chattune.models.products import bfloat16_gain, int8_gain
@@ -110,9 +110,7 @@ def choose_precision(master: LanguageModel, step: Callable[[LanguageModel], None
     int8 is wanted and cannot be had.
     """
     if wanted == "int8":
-        used = _int8_used(master, step)
-        remark = f", though its products take {1 / int8_gain():.0f} times as long as float32's here" if int8_gain() < 1 else ""
-        return "int8", f"int8 as set, in {used} linear maps{remark}"
+        return "int8", f"int8 as set, in {_int8_used(master, step)} linear maps{_int8_remark()}"
     if wanted in ("float32", "bfloat16"):
         return wanted, f"{wanted} as set"  # type: ignore[return-value]
     if master.device.type == "cuda":
@@ -154,7 +152,7 @@ def _int8_used(master: LanguageModel, step: Callable[[LanguageModel], None]) -> 
     if master.device.type != "cpu":
         why = "is for processors: a GPU computes in bfloat16"
     elif not int8_is_exact():
-        why = "gives wrong sums on this processor"
+        why = f"gives wrong sums on this processor{f' ({reason})' if (reason := uncompiled()) else ''}"
     else:
         model = _computing(copy.deepcopy(master), "int8").train()
         for linear in _int8_maps(model):
@@ -165,6 +163,15 @@ def _int8_used(master: LanguageModel, step: Callable[[LanguageModel], None]) -> 
         rule = "auto, float32 or bfloat16"
         raise SettingError(f"int8 {why}.", path="train.precision", value="int8", rule=rule, hint="Set train.precision=auto.")
     return len(used)
+
+
+def _int8_remark() -> str:
+    """What is to be said where products in int8 cost time instead of saving it."""
+    gain, why = int8_gain(), uncompiled()
+    if gain >= 1:
+        return ""
+    times = f"{1 / gain:.0f}" if gain < 0.5 else f"{1 / gain:.1f}"
+    return f", though its products take {times} times as long as float32's here{f': {why}' if why else ''}"
 
 
 def choose_compile(

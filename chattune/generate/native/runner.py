@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chattune.core.errors import UsageError, did_you_mean
+from chattune.core.native import switched_off, threads_of_torch
 from chattune.generate.native.build import library
 from chattune.generate.native.packing import WEIGHTS, Packed, Weights, dequantised, of_head, pack, rounded_activations
 from chattune.generate.runner import Piece
@@ -154,7 +154,7 @@ class NativeRunner:
             f.positions == "rotary", f.head**-0.5 if f.attention_scale is None else f.attention_scale, f.attention_softcap or 0.0,
             f.logit_softcap or 0.0, f.embedding_scale, self._floats(model.embedding.weight),
             None if position is None else self._floats(position.weight), cosines, sines, *local, ctypes.cast(layers, ctypes.c_void_p),
-            self._norm(model.norm), self._matrix(table, None, of_head(self.weights)), *_threads_of_torch(),
+            self._norm(model.norm), self._matrix(table, None, of_head(self.weights)), *threads_of_torch(),
         )  # fmt: skip
 
     def _layer(self, block: _Block, window: int | None) -> _Layer:
@@ -243,7 +243,7 @@ def _loaded() -> ctypes.CDLL:
 
 def native_reason(model: LanguageModel) -> str | None:
     """None where the compiled step can run `model`; else why it cannot, as a clause."""
-    if os.environ.get("CHATTUNE_NATIVE") == "0":
+    if switched_off():
         return "CHATTUNE_NATIVE=0 turns the compiled step off"
     return _unsupported(model) or _trouble()
 
@@ -302,16 +302,6 @@ def _agrees(weights: Weights) -> bool:
     limit = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 1e-2, "int4": 1e-2}[weights]
     off = torch.cat(found, 1) - wanted
     return bool(off.square().mean().sqrt() < limit * wanted.square().mean().sqrt())
-
-
-def _threads_of_torch() -> tuple[int | None, int | None]:
-    """Where PyTorch's OpenMP begins a parallel region and counts its threads; none where it has another pool."""
-    try:
-        loaded = ctypes.CDLL(None)
-        found = (loaded.GOMP_parallel, loaded.omp_get_num_threads)
-    except (OSError, AttributeError):
-        return None, None
-    return ctypes.cast(found[0], ctypes.c_void_p).value, ctypes.cast(found[1], ctypes.c_void_p).value
 
 
 def _side_by_side(weight: Tensor) -> Tensor:
