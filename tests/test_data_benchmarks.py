@@ -92,3 +92,27 @@ def test_planted_dialogs_are_scored_with_examples_and_without(monkeypatch: pytes
     line, more = data_quality.planted("made", on, off, 0.1)
     assert line.bar == 1.0 and line.ours == pytest.approx(data_quality.f1(more["examples"])) and line.ours > 0.9
     assert more["planted"] == round(140 * 0.1 / 0.9) and more["examples"]["recall"] > 0.9
+
+
+@pytest.mark.requirement("R022")
+def test_data_scaling_predicts_the_largest_cell_and_compares_narrow_data(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from chattune.core.progress import talk
+
+    monkeypatch.setattr(talk(), "quiet", True)  # the benchmark's own setting, taken back at the end
+    threads = torch.get_num_threads()
+    try:
+        curve, gain, varied = said("data_scaling", "--smoke", "collect.sources=chatterbot-english")
+    finally:
+        torch.set_num_threads(threads)
+    cells = curve["cells"]
+    assert [cell["tokens"] for cell in cells] == sorted({cell["tokens"] for cell in cells}) and len(cells) == 4
+    assert curve["unit"] == "relative error" and curve["theirs"] == 0.03 and curve["measured"] == pytest.approx(cells[-1]["loss"])
+    assert curve["error"] == pytest.approx(curve["predicted"] / curve["measured"] - 1)
+    assert curve["ours"] == pytest.approx(abs(curve["error"])) and curve["ratio"] == pytest.approx(0.03 / curve["ours"])
+    assert curve["trusted"] == (curve["ours"] <= 0.03)
+    assert gain["ours"] == cells[-1]["loss"] < cells[0]["loss"] == gain["theirs"]
+    ((ours, narrow),) = varied["pairs"]
+    assert varied["difference"] == pytest.approx(ours["loss"] - narrow["loss"]) and varied["low"] is None
+    assert ours["tokens"] == pytest.approx(narrow["tokens"], rel=0.1) and ours["name"] == "all topics"
