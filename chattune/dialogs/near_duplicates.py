@@ -14,6 +14,7 @@ import tempfile
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,11 +102,12 @@ def words(texts: Sequence[str]) -> Sets:
 class Sets:
     """One set of hashes for each text: row i is ``members[offsets[i]:offsets[i+1]]``, ascending (uint64).
 
-    The hashes have as many bits as the row number leaves of 64: 40 for 16 million texts.
+    The hashes have `bits` bits, as many as the row number left of 64: 40 for 16 million texts.
     """
 
     members: np.ndarray
     offsets: np.ndarray
+    bits: int
 
     @classmethod
     def of(cls, rows: np.ndarray, hashes: np.ndarray, count: int) -> Sets:
@@ -113,12 +115,11 @@ class Sets:
         keys = np.sort((rows.astype(np.uint64) << bits) | (hashes >> (np.uint64(64) - bits)))
         keys = keys[np.insert(keys[1:] != keys[:-1], 0, True)] if len(keys) else keys
         offsets = np.searchsorted(keys, np.arange(count + 1, dtype=np.uint64) << bits)
-        return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets)
+        return cls(keys & ((np.uint64(1) << bits) - np.uint64(1)), offsets, int(bits))
 
     def tokens(self) -> np.ndarray:
         """The members by their first 40 bits: the same for equal members, however many other texts stand in these sets."""
-        bits = 64 - max(1, (len(self.offsets) - 1).bit_length())
-        found: np.ndarray = self.members >> np.uint64(max(0, bits - _TOKEN))
+        found: np.ndarray = self.members >> np.uint64(max(0, self.bits - _TOKEN))
         return found
 
     def shared(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -138,7 +139,7 @@ class Sets:
         sizes = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-        return Sets(self.members[np.repeat(self.offsets[rows], sizes) + within], offsets)
+        return Sets(self.members[np.repeat(self.offsets[rows], sizes) + within], offsets, self.bits)
 
 
 class TextFile(Sequence[str]):
@@ -215,14 +216,33 @@ def similar_pairs(texts: Sequence[str], threshold: float, seed: int = 0, executo
     disk. `seed` chooses the permutations: pairs that one seed misses (under 0.5 % of those at the threshold) another finds. Where there
     are many texts, the `executor` does what can be done block by block.
     """
-    executor = INLINE if len(texts) <= _FEW else executor
-    found = [_pairs(texts, shingles, threshold, seed, executor), _pairs(texts, words, SAME_WORDS, seed, executor)]
+    ways = ((shingles, threshold), (words, SAME_WORDS))
+    if len(texts) <= _FEW and _characters(texts) <= _CHARACTERS:
+        plain = [_spread(text) for text in texts]
+        with ThreadPoolExecutor(len(ways)) as together:  # sorting and signing leave other threads free
+            found = list(together.map(lambda way: _pairs_of(way[0](plain), way[1], seed), ways))
+    else:
+        found = [_pairs(texts, sets_of, least, seed, executor if len(texts) > _FEW else INLINE) for sets_of, least in ways]
     codes = np.unique(np.concatenate(found))
     return np.stack(np.divmod(codes, max(1, len(texts))), axis=1)
 
 
+def _pairs_of(sets: Sets, threshold: float, seed: int) -> np.ndarray:
+    """Pairs of sets that are all in memory, with a Jaccard of at least `threshold`, as left · count + right, ascending."""
+    count = len(sets.offsets) - 1
+    bands, rows = _bands(threshold)
+    # Most texts share no band with another. Only the others' signatures leave rensa as numbers of Python: the slow part.
+    crowd = np.flatnonzero(_flags(sets, threshold, bands, rows, seed))
+    keys = _keys(sets.some(crowd), bands, rows, seed)
+    candidates = _met(iter(keys), crowd, count)
+    pieces = [candidates[begin : begin + _PAIRS] for begin in range(0, len(candidates), _PAIRS)]
+    alike = [np.zeros(0, bool), *(_alike(sets, *np.divmod(piece, count), threshold) for piece in pieces)]
+    found: np.ndarray = candidates[np.concatenate(alike)]
+    return found
+
+
 def _pairs(texts: Sequence[str], sets_of: SetsOf, threshold: float, seed: int, executor: Executor) -> np.ndarray:
-    """Pairs whose sets have a Jaccard of at least `threshold`, as left · count + right, ascending."""
+    """The same for any number of texts, looked at block by block."""
     candidates = _candidates(texts, sets_of, threshold, seed, executor)
 
     def blocks() -> Iterator[tuple[list[str], np.ndarray]]:
@@ -244,13 +264,16 @@ class _Alike:
 
     def __call__(self, block: tuple[list[str], np.ndarray]) -> np.ndarray:
         texts, place = block
-        count = len(place) // 2
-        sets = self.sets_of([_spread(text) for text in texts])
-        shared = sets.shared(place[:count], place[count:])
-        sizes = np.diff(sets.offsets)[place]
-        union = sizes[:count] + sizes[count:] - shared
-        found: np.ndarray = (shared > 0) & (shared >= self.threshold * union - 1e-9)
-        return found
+        return _alike(self.sets_of([_spread(text) for text in texts]), *np.split(place, 2), self.threshold)
+
+
+def _alike(sets: Sets, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
+    """(pairs,) bool: whether set ``left[i]`` and set ``right[i]`` have a Jaccard of at least `threshold`."""
+    shared = sets.shared(left, right)
+    sizes = np.diff(sets.offsets)
+    union = sizes[left] + sizes[right] - shared
+    found: np.ndarray = (shared > 0) & (shared >= threshold * union - 1e-9)
+    return found
 
 
 def clusters(texts: Sequence[str], threshold: float) -> np.ndarray:
@@ -323,31 +346,36 @@ def _candidates(texts: Sequence[str], sets_of: SetsOf, threshold: float, seed: i
     """Pairs of texts whose signatures agree on a whole band, each once, as left · count + right, ascending."""
     bands, rows = _bands(threshold)
     count = len(texts)
-    crowd = np.arange(count)
-    small = count <= _FEW and _characters(texts) <= _CHARACTERS
-    if small:
-        crowd = _flagged(sets_of([_spread(text) for text in texts]), threshold, bands, rows, seed)
-    found = [np.empty(0, np.int64)]
     with tempfile.TemporaryFile() as file:  # band behind band: of all of them at once only one block's keys are in memory
         begin = 0
-        for own in executor.map(_Keys(sets_of, bands, rows, seed), _blocks(texts, crowd)):
+        for own in executor.map(_Keys(sets_of, bands, rows, seed), _blocks(texts)):
             for band in range(bands):
-                file.seek(8 * (band * len(crowd) + begin))
+                file.seek(8 * (band * count + begin))
                 file.write(own[band].tobytes())
             begin += own.shape[1]
         file.flush()
-        for band in range(bands):
-            file.seek(8 * band * len(crowd))
-            whole = np.frombuffer(file.read(8 * len(crowd)), np.uint64)
-            order = np.argsort(whole, kind="stable")
-            key = whole[order]
-            for step in range(1, CROWD):  # each text with the one `step` places further in its bucket
-                same = np.flatnonzero(key[step:] == key[:-step])
-                if not len(same):
-                    break
-                left, right = crowd[order[same]], crowd[order[same + step]]
-                found.append(np.minimum(left, right) * count + np.maximum(left, right))
-            found = [np.unique(np.concatenate(found))]
+
+        def whole() -> Iterator[np.ndarray]:
+            for band in range(bands):
+                file.seek(8 * band * count)
+                yield np.frombuffer(file.read(8 * count), np.uint64)
+
+        return _met(whole(), np.arange(count), count)
+
+
+def _met(bands: Iterator[np.ndarray], numbers: np.ndarray, count: int) -> np.ndarray:
+    """Pairs of `numbers` whose keys are equal in one of the `bands`, each once, as left · count + right, ascending."""
+    found = [np.empty(0, np.int64)]
+    for keys in bands:
+        order = np.argsort(keys, kind="stable")
+        key = keys[order]
+        for step in range(1, CROWD):  # each text with the one `step` places further in its bucket
+            same = np.flatnonzero(key[step:] == key[:-step])
+            if not len(same):
+                break
+            left, right = numbers[order[same]], numbers[order[same + step]]
+            found.append(np.minimum(left, right) * count + np.maximum(left, right))
+        found = [np.unique(np.concatenate(found))]
     return found[0]
 
 
@@ -355,11 +383,11 @@ def _characters(texts: Sequence[str]) -> int:
     return int(texts.lengths.sum()) if isinstance(texts, TextFile) else sum(map(len, texts))
 
 
-def _blocks(texts: Sequence[str], some: np.ndarray) -> Iterator[list[str]]:
-    """The texts of some numbers, as many at once as memory is meant for."""
+def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, as many at once as memory is meant for."""
     block: list[str] = []
     characters = 0
-    for number in some.tolist():
+    for number in range(len(texts)):
         block.append(texts[number])
         characters += len(block[-1])
         if characters > _CHARACTERS // 16 or len(block) == _BLOCK:
@@ -379,27 +407,31 @@ class _Keys:
     seed: int
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        from rensa import RMinHash
-
-        sets = self.sets_of([_spread(text) for text in texts])
-        tokens, offsets = sets.tokens(), sets.offsets.astype(np.uint64)
-        keys = np.zeros((self.bands, len(texts)), np.uint64)
-        for begin in range(0, len(texts), _SIGNED):
-            own = offsets[begin : begin + _SIGNED + 1]
-            members = tokens[own[0] : own[-1]]
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(members, own - own[0], self.bands * self.rows, self.seed)
-            signatures = np.array(matrix.to_rows(), dtype=np.uint64)
-            for band in range(self.bands):
-                key = keys[band, begin : begin + _SIGNED]
-                for column in range(band * self.rows, (band + 1) * self.rows):
-                    key[:] = _mixed(key * _PRIME + signatures[:, column])
-        return keys
+        return _keys(self.sets_of([_spread(text) for text in texts]), self.bands, self.rows, self.seed)
 
 
-def _flagged(sets: Sets, threshold: float, bands: int, rows: int, seed: int) -> np.ndarray:
-    """The texts that share a band with another. Most share none; only the others' signatures leave rensa as numbers: the slow part."""
+def _keys(sets: Sets, bands: int, rows: int, seed: int) -> np.ndarray:
+    """(bands, sets) uint64: what the signature of each set says in each band."""
+    from rensa import RMinHash
+
+    tokens, offsets = sets.tokens(), sets.offsets.astype(np.uint64)
+    keys = np.zeros((bands, len(offsets) - 1), np.uint64)
+    factors = _mixed(np.arange(1, rows + 1, dtype=np.uint64) * _PRIME) | np.uint64(1)
+    for begin in range(0, keys.shape[1], _SIGNED):
+        own = offsets[begin : begin + _SIGNED + 1]
+        members = tokens[own[0] : own[-1]]
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(members, own - own[0], bands * rows, seed)
+        signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, bands, rows)
+        # 32 bits each, times odd factors, added up modulo 2^64: equal by chance about once in 2^32 pairs (multilinear hashing)
+        keys[:, begin : begin + _SIGNED] = _mixed((signatures * factors).sum(2)).T
+    return keys
+
+
+def _flags(sets: Sets, threshold: float, bands: int, rows: int, seed: int) -> list[bool]:
+    """Which sets share a band with another one."""
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(threshold, bands * rows, bands)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(sets.tokens(), sets.offsets.astype(np.uint64), bands * rows, seed)
-    return np.flatnonzero(index.insert_matrix_and_query_duplicate_flags(matrix))
+    flags: list[bool] = index.query_duplicate_flags_matrix_one_shot(matrix)
+    return flags
