@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from chattune.evaluate.loss import SplitLoss
 
 LOSSES = "losses.npy"
+PARITY = "parity.jsonl"
 
 
 class Report(Artifact):
-    """``summary.json``, ``report.html``, ``replies.jsonl``, ``losses.npy`` and ``recipe.yaml``, which repeats the whole run."""
+    """``summary.json``, ``report.html``, ``replies.jsonl``, ``losses.npy`` and ``recipe.yaml``, which repeats the whole run.
+
+    ``parity.jsonl`` where `evaluate.parity` asked for it.
+    """
 
     stage: ClassVar[str] = "evaluate"
 
@@ -35,6 +39,11 @@ class Report(Artifact):
     def replies(self) -> Iterator[dict[str, Any]]:
         """One row a prompt: ``conversation``, ``history``, ``reference``, ``reply``, ``finish_reason``, ``baselines``, ``scores``."""
         return files.read_lines_of_json(self.path / "replies.jsonl")
+
+    def parity(self) -> list[dict[str, Any]]:
+        """One row a group and conversation that a swap changes: ``group``, ``conversation``, ``bits``, ``bytes``, ``side``."""
+        path = self.path / PARITY
+        return list(files.read_lines_of_json(path)) if path.exists() else []
 
 
 class DataReport(Artifact):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,20 +36,25 @@ def forgetting(
 
     ``notes`` say what could not be measured.
     """
-    entry = checkpoint.manifest["inputs"].get("start")
-    if entry is None:
+    start = start_of(checkpoint)
+    if start is None:
         return {}
-    start = checkpoint.path.parent / entry["run"]
     if not (start / MANIFEST).exists():
-        return {"start": entry["run"], "notes": [f"The model it started from, {entry['run']}, is gone: nothing to compare with."]}
+        return {"start": start.name, "notes": [f"The model it started from, {start.name}, is gone: nothing to compare with."]}
     general, sources, note = _general(config, dialogs, tokens)
     after = None if general is None else _loss(talker.model, general, tokens, talker.context)
     before = type(checkpoint).open(start).model()
     domain = _loss(before, tokens.split("test"), tokens, talker.context, config.overlap)
-    found: dict[str, Any] = {"start": entry["run"], "domain": {"of": "the test split", **_compared(domain, loss, seed)}}
+    found: dict[str, Any] = {"start": start.name, "domain": {"of": "the test split", **_compared(domain, loss, seed)}}
     if general is not None and after is not None:
         found["general"] = {"of": ", ".join(sources), **_compared(_loss(before, general, tokens, talker.context), after, seed)}
     return {**found, "notes": [note] if note else []}
+
+
+def start_of(checkpoint: Checkpoint) -> Path | None:
+    """Where the run lies, or lay, whose model this one was fine-tuned from; none for a model from fresh weights."""
+    entry = checkpoint.manifest["inputs"].get("start")
+    return None if entry is None else checkpoint.path.parent / entry["run"]
 
 
 def sentences(found: Mapping[str, Any] | None) -> list[str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chattune.core.artifact import MANIFEST
 from chattune.core.errors import ArtifactError, DataError
 from chattune.core.progress import Progress, progress
 from chattune.core.seeds import derived
 from chattune.evaluate import bootstrap
 from chattune.evaluate.exchanges import Exchange, chosen, exchanges
-from chattune.evaluate.forgetting import forgetting
+from chattune.evaluate.forgetting import forgetting, start_of
 from chattune.evaluate.history import history_curve
 from chattune.evaluate.loss import SplitLoss, split_loss
 from chattune.evaluate.metrics import Item, Metric
+from chattune.evaluate.parity import Pairs
 from chattune.evaluate.verdict import verdict
 from chattune.generate.reply import ChatModel, Reply, Sampling
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from chattune.evaluate.baselines import Baseline
     from chattune.evaluate.stage import EvaluateConfig
     from chattune.models.checkpoint import Checkpoint
+    from chattune.models.language_model import LanguageModel
     from chattune.tokens.token_set import TokenSet, TokenSplit
 
 Scores = dict[str, dict[str, float]]
@@ -33,11 +37,14 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Judged:
-    """The figures, in the form of ``summary.json``; one row for each prompt, in that of ``replies.jsonl``; the loss of each dialog."""
+    """The figures, in the form of ``summary.json``; one row for each prompt, in that of ``replies.jsonl``; the loss of each dialog; one
+    row for each conversation and its counterpart, in the form of ``parity.jsonl``, where that was asked for.
+    """
 
     summary: dict[str, Any]
     replies: list[dict[str, Any]]
     loss: SplitLoss
+    parity: list[dict[str, Any]]
 
 
 def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint) -> Judged:
@@ -73,6 +80,12 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
     }
     people = _scored([m for m in config.metrics if not m.needs_reference], prompts, [p.reply for p in prompts], seed)[0]
     started = forgetting(config, seed, talker, dialogs, tokens, checkpoint, loss)
+    sides, rows = None, []
+    if config.parity:
+        pairs = Pairs(dialogs.read("test"), config.parity, seed)
+        measured = partial(pairs.measured, tokenizer=tokens.tokenizer, context=context, overlap=overlap)
+        rows, before = measured(talker.model), _model_it_started_from(checkpoint)
+        sides = pairs.told(rows, seed, None if before is None else measured(before))
     ngram = others["ngram"].loss if "ngram" in others else None
     difference = _difference(loss, ngram, seed) if ngram is not None else None
     known = dialogs.summary
@@ -84,6 +97,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         "verdict": verdict(metrics, baselines, people, difference),
         **({"started": started} if started else {}),
         **({"history": history} if history else {}),
+        **({"parity": sides} if sides else {}),
         "notes": notes,
         "better": {metric.name: metric.better for metric in config.metrics} | {"bits_per_byte": "lower", "perplexity": "lower"},
         "prompts": {
@@ -98,7 +112,7 @@ def judge(config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet,
         "split": known["split"],
         "counts": known["counts"],
     }  # fmt: skip
-    return Judged(summary, _rows(prompts, replies, others, single), loss)
+    return Judged(summary, _rows(prompts, replies, others, single), loss, rows)
 
 
 def usual_overlap(context: int) -> int:
@@ -163,6 +177,11 @@ def _baselines(
         found[part.name] = _Other(learned.loss(split), learned.replies(prompts, seed) if prompts else None)
         bar.update(3 + place, baseline=part.name)
     return found
+
+
+def _model_it_started_from(checkpoint: Checkpoint) -> LanguageModel | None:
+    start = start_of(checkpoint)
+    return type(checkpoint).open(start).model() if start is not None and (start / MANIFEST).exists() else None
 
 
 def _loss_scores(loss: SplitLoss, seed: int) -> Scores:

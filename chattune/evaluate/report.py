@@ -14,9 +14,10 @@ from chattune.core.artifact import PLAN
 from chattune.core.config import flatten
 from chattune.core.record import Record
 from chattune.core.stage import hardware, question_of, versions
-from chattune.evaluate.artifact import LOSSES
+from chattune.evaluate.artifact import LOSSES, PARITY
 from chattune.evaluate.forgetting import sentences
 from chattune.evaluate.history import sentence as history_sentence
+from chattune.evaluate.parity import sentences as parity_sentences
 from chattune.evaluate.verdict import relation, said
 from chattune.generate.terminal import readable
 
@@ -46,11 +47,10 @@ SPLIT = {
 def write(
     judged: Judged, config: EvaluateConfig, seed: int, dialogs: Dialogs, tokens: TokenSet, checkpoint: Checkpoint, out: Path
 ) -> None:
-    """Write ``replies.jsonl``, ``losses.npy``, ``recipe.yaml`` and ``report.html`` to the directory `out`."""
-    import json
-
-    lines = [json.dumps(row, ensure_ascii=False) for row in judged.replies]
-    files.write_atomically(out / "replies.jsonl", "".join(line + "\n" for line in lines))
+    """Write ``replies.jsonl``, ``losses.npy``, ``recipe.yaml``, ``report.html`` and, where asked for, ``parity.jsonl`` to `out`."""
+    _write_rows(out / "replies.jsonl", judged.replies)
+    if "parity" in judged.summary:
+        _write_rows(out / PARITY, judged.parity)
     judged.loss.save(out / LOSSES)
     own = question_of(out)["config"] if (out / PLAN).exists() else {"evaluate": config.model_dump(mode="json"), "seed": seed}
     manifests = [*dialogs.manifests(), tokens.manifest, checkpoint.manifest]
@@ -69,6 +69,12 @@ def write(
         "samples": Record(checkpoint.path / "samples.jsonl").rows(),
     }
     files.write_atomically(out / "report.html", page(judged.summary, judged.replies, facts))
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    import json
+
+    files.write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def whole_recipe(configs: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -103,6 +109,8 @@ def page(summary: Mapping[str, Any], replies: Sequence[Mapping[str, Any]], facts
         started=_started(summary.get("started")),
         started_sentences=sentences(summary.get("started")),
         history=_history(summary.get("history")),
+        parity=_parity(summary.get("parity")),
+        parity_sentences=parity_sentences(summary.get("parity")),
         trial=_tried(facts["training"]["metrics"].get("trial")),
         curves=Markup(drawing) if drawing else None,  # ours: matplotlib escapes what it writes
         described=described(facts["record"]),
@@ -128,6 +136,27 @@ def _history(curve: Mapping[str, Any] | None) -> dict[str, Any] | None:
         for point in curve["points"]
     ]  # fmt: skip
     return {"rows": rows, "sentence": history_sentence(curve), "conversations": curve["conversations"]}
+
+
+def _parity(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a group that some conversation mentions: its sides, the gap, the lean, and the change by fine-tuning."""
+    return [
+        {
+            "name": group["group"], "sides": _listed(group["sides"]), "conversations": group["conversations"],
+            "cells": [
+                {"value": f"{score['value']:{sign}.3f}", "interval": f"{score['low']:{sign}.3f} – {score['high']:{sign}.3f}"}
+                if (score := group[key])
+                else None
+                for key, sign in (("gap", ""), ("lean", "+"), ("change", "+"))
+            ],
+        }
+        for group in (found or {}).get("groups", ())
+        if group["gap"]
+    ]  # fmt: skip
+
+
+def _listed(sides: Sequence[str]) -> str:
+    return " / ".join(sides) if len(sides) < 5 else f"{' / '.join(sides[:3])} / … ({len(sides)})"
 
 
 def _split(found: Mapping[str, Any]) -> list[tuple[str, str]]:

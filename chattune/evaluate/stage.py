@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
+from chattune.core import files
 from chattune.core.part import Settings, part_list, setting
 from chattune.core.progress import talk
 from chattune.core.stage import keep_summary, stage
 from chattune.dialogs.artifact import Dialogs
+from chattune.dialogs.augmentations._sides import Swaps
 from chattune.dialogs.sources import source_files
 from chattune.evaluate.artifact import DataReport, Report
 from chattune.evaluate.baselines import Baseline
@@ -37,6 +39,12 @@ def _added(usual: tuple[str, ...], value: Any) -> Any:
     return {**dict.fromkeys(usual), **value} if isinstance(value, Mapping) and "name" not in value else value
 
 
+class Parity(Swaps):
+    """What is swapped in the test conversations, to see whether the model treats sides alike."""
+
+    dialogs: int = setting(1000, "test conversations at most for each group, evenly spaced over those that mention a side", low=1)
+
+
 class EvaluateConfig(Settings):
     """What is measured on the test split, and beside what. Bits per byte and perplexity always are."""
 
@@ -55,15 +63,25 @@ class EvaluateConfig(Settings):
         "installed; none: chitchat, or chatterbot-chinese for Chinese; []: not measured",
     )  # fmt: skip
     general_dialogs: int = setting(200, "of these, at most so many, evenly spaced", low=1, high=1_000_000)
+    parity: Parity | None = setting(
+        None, "whether the model treats sides alike, such as he and she: replies are compared with their counterparts. true, or what "
+        "is swapped; none: not measured",
+    )  # fmt: skip
 
     @field_validator("general", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("parity", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
     def fingerprint(self) -> dict[str, Any]:
-        """The bytes of the general conversations, where some are named."""
-        return {file.shown: file.digest() for file in source_files(self.general)} if self.general else {}
+        """The bytes of the general conversations, where some are named, and of the terms that are swapped."""
+        general = {file.shown: file.digest() for file in source_files(self.general)} if self.general else {}
+        return general | {str(path): files.digest_of(path) for path in (self.parity.files() if self.parity else ())}
 
 
 @stage
@@ -74,6 +92,7 @@ def evaluate(
     from chattune.evaluate.forgetting import sentences
     from chattune.evaluate.history import sentence as history_sentence
     from chattune.evaluate.judge import judge
+    from chattune.evaluate.parity import sentences as parity_sentences
     from chattune.evaluate.report import write
 
     judged = judge(config, seed, dialogs, tokens, checkpoint)
@@ -83,6 +102,8 @@ def evaluate(
         talk().print(f"evaluate  {sentence}", markup=False)
     if history := judged.summary.get("history"):
         talk().print(f"evaluate  {history_sentence(history)}", markup=False)
+    for sentence in parity_sentences(judged.summary.get("parity")):
+        talk().print(f"evaluate  {sentence}", markup=False)
     verdict = judged.summary["verdict"]
     talk().print(f"evaluate  worth talking to? {verdict['answer']}. {verdict['text']}", markup=False)
     for reason in verdict["reasons"]:

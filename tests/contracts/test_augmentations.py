@@ -287,6 +287,9 @@ def material(name: str, folder: Path) -> Measured:
     if name in ("paraphrase", "back_translation", "noise_sentences"):
         return Measured([talk(number, *[f"{letters(number)} now" if n % 2 == 0 else "ok" for n in range(10)]) for number in range(40)],
                         messages_changed)  # fmt: skip
+    if name == "counterfactual":
+        asked = [(f"My father has {n + 20} {letters(n)}s", f"He has {n + 20}, your 爸爸") for n in range(400)]
+        return Measured([talk(n, *turns) for n, turns in enumerate(asked)], dialogs_changed)
     if kind_of(name).unit == "dialog":
         return Measured(
             [talk(number, f"I want {number + 20} {letters(number)}s", f"Yes, {number + 20}", "thanks", "bye") for number in range(400)],
