@@ -48,6 +48,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "twice.yaml": b"train:\n  steps: 1\n  steps: 2\n",
         "broken.yaml": b"train: [1\n",
         "list.yaml": b"- train\n",
+        "tab.yaml": b"collect:\n\tsources: [ok.txt]\n",
+        "nul.yaml": "# zuerst: ä\nseed: 1\nname: \0\n".encode(),
         "binary.yaml": b"\xff\xfe\x00\x01",
         "vocabulary.yaml": b"collect:\n  sources: [ok.txt]\nprepare:\n  vocabulary: 100000\n",
     }
@@ -82,6 +84,8 @@ MISTAKES = [
     ("run section.yaml", 2, r"section\.yaml:1: colect: no section is called 'colect'\. Did you mean 'collect'\?"),
     ("run twice.yaml", 2, r"twice\.yaml:3: 'steps' stands here and in line 2\."),
     ("run broken.yaml", 2, r"broken\.yaml:2: is not valid YAML"),
+    ("run tab.yaml", 2, r"tab\.yaml:2: is not valid YAML: .* Indent with spaces, not with tabs\."),
+    ("run nul.yaml", 2, r"nul\.yaml:3: holds the character U\+0000, which YAML does not allow\. Take it out\."),
     ("run list.yaml", 2, r"list\.yaml: holds a list, not sections\."),
     ("run binary.yaml", 2, r"binary\.yaml: cannot be read as a recipe"),
     ("run nowhere.yaml", 2, r"nowhere\.yaml: no such recipe\."),
@@ -103,6 +107,20 @@ MISTAKES = [
     ("run demo train.steps", 2, r"'train\.steps' is not an override\. Write it like"),
     ("run demo --until trian", 2, r"--until: no stage is called 'trian'\. Did you mean 'train'\?"),
     ("run demo --name -x", 2, r""),
+    ("run demo --dry-run --name ../x", 2, r"--name: '\.\./x' cannot name a run\."),
+    ("demo --dry-run --name ../x", 2, r"--name: '\.\./x' cannot name a run\."),
+    ("run demo --dry-run --until trian", 2, r"--until: no stage is called 'trian'\. Did you mean 'train'\?"),
+    ("run demo --dry-run --until prepare", 2, r"--until: --dry-run says what training costs, and prepare comes before it\."),
+    ("collect ok.txt seed=x", 2, r"seed: 'x': input should be a valid integer"),
+    ("keys list team", 2, r"NAME: `chattune keys list` lists all keys, not 'team' alone\."),
+    ("keys list --requests 3", 2, r"--requests: belongs to a key that is made, not to `chattune keys list`\."),
+    ("keys revoke team --scopes chat", 2, r"--scopes: belongs to a key that is made, not to `chattune keys revoke`\."),
+    ("keys create team --scopes chta", 2, r"--scopes: no scope is called 'chta'\. Did you mean 'chat'\?"),
+    ("data new new.txt --sample 30", 2, r"--sample: belongs to `chattune data report`\. Leave it out\."),
+    ("data new new.txt --against ok.txt", 2, r"--against: belongs to `chattune data report`\. Leave it out\."),
+    ("serve --upstream a=http://127.0.0.1:1/v1 --speculate lookup", 2, r"--speculate: acts on runs, and only models of other servers"),
+    ("serve --upstream a=http://127.0.0.1:1/v1 --weights int8", 2, r"--weights: acts on runs, and only models of other servers"),
+    ("--home=elsewhere show nowhere", 2, r"no run is called 'nowhere' in elsewhere\. Make one with `chattune demo`"),
     ("run", 2, r"RECIPE"),
     ("demo --lang fr", 2, r"[Ii]nvalid value .*fr.* for --lang"),
     ("demo --dry-rum", 2, r"no option is called '--dry-rum'\. Did you mean '--dry-run'\?"),
@@ -222,9 +240,46 @@ def test_help_lists_and_mistakes_answer_at_once_without_torch(words: list[str], 
     print(f"chattune {' '.join(words)}: {took:.2f} s")
     assert got == code
     assert says in output
-    # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a script of 400 descriptions, each made plain by cyclopts;
-    # a core shared with other tests is up to 1.6 times slower.
+    # 0.5 s on an idle core (0.25 to 0.45 measured), and twice that for a completion script, which needs the options of every
+    # command; a core shared with other tests is up to 1.6 times slower.
     assert took < (1.6 if words[0:1] == ["completion"] else 0.8)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_costs_no_answer_and_changes_no_data(encoding: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    told, plain, wrong = (
+        subprocess.run([*ENTRY, *words], capture_output=True, env=environment, cwd=tmp_path, check=False)
+        for words in (["list", "optimizers"], ["list", "optimizers", "--json"], ["show", "größe", "--json"])
+    )
+    assert told.returncode == 0 and not told.stderr and b"adamw" in told.stdout
+    usual = subprocess.run([*ENTRY, "list", "optimizers", "--json"], capture_output=True, cwd=tmp_path, check=True)
+    assert plain.returncode == 0 and json.loads(plain.stdout) == json.loads(usual.stdout)
+    assert wrong.returncode == 2 and json.loads(wrong.stdout.decode(encoding))["error"]["value"] == "größe"
+    assert b"Traceback" not in wrong.stderr
+
+
+def test_a_conversation_is_no_object_and_that_is_told_before_a_model_is_sought(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "nowhere", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "chattune: --json: needs --prompt. Add --prompt TEXT.\n"
+    assert json.loads(out)["error"]["path"] == "--json"
+
+
+def test_errors_about_numbers_that_json_lacks_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "demo", "train.clip=.nan", "--json"]) == 2
+    out = capsys.readouterr().out
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(out, parse_constant=refuse)["error"]["value"] == "nan"
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["list", "--help"]])
+def test_help_and_version_end_with_an_object_for_machines(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"version": chattune.__version__}
 
 
 def test_bare_chattune_is_six_lines_with_the_one_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:

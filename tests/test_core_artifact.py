@@ -45,7 +45,7 @@ def test_a_run_is_meant_by_path_name_directory_or_unique_digest_prefix(tmp_path:
 
 
 def test_an_empty_home_says_how_to_make_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="Make one with `chattune run"):
+    with pytest.raises(UnknownName, match="Make one with `chattune demo`"):
         Home(tmp_path / "none").find("x")
 
 

@@ -75,7 +75,7 @@ def test_each_mistake_is_told_in_one_line_at_its_place(tmp_path: Path, text: str
         (b"train:\n  steps: [1\n", "is not valid YAML"),
         (b"a: 1\nb: {c: 1}\na: 2\n", "'a' stands here and in line 1."),
         (b"\xff\xfe\x00", "cannot be read as a recipe"),
-        (b"train: \x00\n", "is not valid YAML"),
+        (b"train: \x00\n", "recipe.yaml:1: holds the character U+0000, which YAML does not allow."),
         (b"- a\n- b\n", "holds a list, not sections."),
         (b"x: " + b"[" * 1200, "nested too deeply"),
         (b"x: !!python/object/apply:os.system ['true']\n", "is not valid YAML"),

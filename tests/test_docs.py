@@ -17,7 +17,7 @@ from material import TINY, write_raw_logs
 from chattune.cli import COMMANDS
 from chattune.core.config import override, parse
 from chattune.core.part import ROOT, iterate_parts
-from chattune.story import Recipe
+from chattune.story import Recipe, summary
 
 PROJECT = ROOT.parent
 PAGES = ["README.md", "docs/guide.md"]  # the blocks of README.zh.md are the same, another test holds that
@@ -95,7 +95,10 @@ def test_links_lead_somewhere_and_commands_exist(page: str) -> None:
         assert command in {*COMMANDS, "completion"}, command
 
 
-# Recipes get settings that end in seconds; everything else about commands and programs is as it is printed.
+# Recipes get settings that end in seconds; everything else about commands and programs is as it is printed. The models keep their
+# order of size: what a page makes of fewer layers, to propose tokens, has fewer than the model that it proposes to.
+QUICK = [*TINY, "model.layers=3"]
+DRAFTED = re.compile(r"^chattune chat (\S+) .*--draft (\S+)", re.MULTILINE)
 WRAPPER = """#!{python}
 import sys
 from chattune.cli import main
@@ -112,7 +115,7 @@ def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     write_raw_logs(tmp_path / "logs" / "window.txt")
     script = tmp_path / "bin" / "chattune"
-    script.write_text(WRAPPER.format(python=sys.executable, quick=TINY))
+    script.write_text(WRAPPER.format(python=sys.executable, quick=QUICK))
     script.chmod(0o755)
     environment = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for text in (text for language, text in blocks(page) if language == "yaml"):
@@ -120,7 +123,7 @@ def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:
         assert name, "a YAML block begins with its file's name"
         recipe = parse(text)
         Recipe.read({**recipe, "collect": {"sources": [str(tmp_path / "logs")]}})
-        (tmp_path / name[1]).write_text(yaml.safe_dump(override(recipe, TINY)), "utf-8")
+        (tmp_path / name[1]).write_text(yaml.safe_dump(override(recipe, QUICK)), "utf-8")
     ran = 0
     for language, text in blocks(page):
         assert language in ("bash", "python", "yaml", "text"), f"{page} has a block of {language}, which nothing runs"
@@ -131,6 +134,10 @@ def test_every_code_block_runs_as_printed(page: str, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         ran += 1
     assert ran >= 3
+    drafted = DRAFTED.findall("\n".join(text for _, text in blocks(page)))
+    assert drafted
+    for model, draft in drafted:
+        assert summary(draft, tmp_path / "runs")["parameters"] < summary(model, tmp_path / "runs")["parameters"]
 
 
 def test_the_ways_in_are_the_documented_ones() -> None:

@@ -25,6 +25,7 @@ import pytest
 from chattune.core.artifact import Home
 from chattune.core.config import validate
 from chattune.core.errors import ChattuneError, DataError, SettingError
+from chattune.core.part import kind
 from chattune.core.stage import execute, load_stage, plan
 from chattune.dialogs.artifact import Conversations
 from chattune.dialogs.detect import detect
@@ -613,5 +614,37 @@ def test_a_name_that_is_set_stands_over_a_default(tmp_path: Path) -> None:
     assert said(gather(tmp_path / "t.txt", format=turned)[0]) == [[("user", "hi"), ("assistant", "hello")]]
     assert said(gather(tmp_path / "t.txt", format=Transcript(user=("bot",)))[0]) == [[("user", "hi"), ("assistant", "hello")]]
     assert Transcript.model_validate(turned.model_dump(mode="json")) == turned
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("whatsapp", "WhatsApp Chat.txt", "[01.02.24, 10:00:00] {0}: hi\n[01.02.24, 10:00:10] {1}: hello\n" * 3),
+        ("message_table", "t.csv", "conversation_id,sender,text\n1,{0},hi\n1,{1},hello\n2,{0},hi you\n2,{1},hello again\n"),
+        ("irc", "t.log", "[10:00:00] <{0}> hi\n[10:00:10] <{1}> hello\n" * 3),
+    ],
+)
+@pytest.mark.parametrize("asked", [{"assistant": ("ME",)}, {"user": ("Bot",)}, {"assistant": ("me",), "user": ("bot",)}])
+def test_a_name_that_is_set_stands_over_a_default_in_every_log(
+    name: str, file: str, text: str, asked: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(text.format("Bot", "Me"), "utf-8")
+    reader = kind("readers").load(name)
+    usual, turned = (said(gather(tmp_path / file, format=reader(**some))[0])[0][:2] for some in ({}, asked))
+    assert turned == [("user", "hi"), ("assistant", "hello")]
+    assert usual[0] == ("assistant", "hi")
+
+
+def test_a_name_that_is_set_stands_over_what_a_column_of_roles_usually_says(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("conversation_id,role,text\n1,Bot,hi\n1,Human,hello\n2,Bot,hi you\n2,Human,hello again\n", "utf-8")
+    turned = MessageTable(assistant=("human",), user=("bot",))
+    assert said(gather(tmp_path / "t.csv", format=turned)[0])[0] == [("user", "hi"), ("assistant", "hello")]
+    assert said(gather(tmp_path / "t.csv", format=MessageTable())[0])[0][0] == ("assistant", "hi")
+
+
+@pytest.mark.parametrize("name", ["whatsapp", "message_table", "tickets", "mbox", "forum_html"])
+def test_one_name_set_for_two_roles_is_refused(name: str) -> None:
+    with pytest.raises(SettingError, match="'kim' is named as user and as assistant"):
+        validate(CollectConfig, {"sources": ["x"], "format": {"name": name, "assistant": ["Kim"], "user": ["kim"]}}, prefix="collect")
 
 

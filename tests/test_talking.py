@@ -279,6 +279,22 @@ def test_a_search_forgets_what_does_not_fit_and_can_be_stopped(told: Result, cap
     assert out.getvalue()[begin:] == f"(a new conversation)\n{readable(str(wanted))}\n"
 
 
+def test_a_seed_acts_where_a_decoder_draws(told: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = [answered(capsys, told.run, "--decoder", "{name: best_of, samples: 1}", "--seed", seed)["ids"] for seed in "0123"]
+    assert len({tuple(ids) for ids in drawn}) > 1  # type: ignore[arg-type]
+    assert answered(capsys, told.run, "--decoder", "{name: best_of, samples: 1}")["ids"] == drawn[0], "without a seed it is 0"
+
+
+def test_settings_of_drawing_are_said_to_be_idle_where_nothing_is_drawn(told: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "note  --seed, --top-k: no effect at temperature 0, where nothing is drawn\n"
+    for temperature, words, said in (
+        ("0", ["--seed", "3", "--top-k", "5"], note), ("0", [], ""), ("0.5", ["--seed", "3", "--top-k", "5"], ""),
+        ("0", ["--seed", "3", "--top-k", "5", "--quiet"], ""),
+    ):  # fmt: skip
+        assert main(chat(told.run, "--temperature", temperature, *words)) == 0
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -286,6 +302,8 @@ def test_a_search_forgets_what_does_not_fit_and_can_be_stopped(told: Result, cap
         (["--decoder", "{name: beam_search, widht: 3}"], 2, ["--decoder.widht", "Did you mean 'width'?"]),
         (["--decoder", "beam_search", "--top-k", "3"], 2, ["--top-k", "a decoder searches"]),
         (["--decoder", "beam_search", "--weights", "int8"], 2, ["--weights", "a decoder searches"]),
+        (["--decoder", "beam_search", "--seed", "0"], 2, ["--seed: beam_search draws nothing", "Leave it out"]),
+        (["--decoder", "{name: contrastive_search}", "--seed", "3"], 2, ["--seed: contrastive_search draws nothing"]),
         (["--decoder", "beam_search", "--speculate", "lookup"], 2, ["--speculate", "a decoder searches"]),
         (["--decoder", "{name: beam_search"], 2, ["--decoder", "{name: beam_search, width: 4}"]),
         (["--speculate", "lookpu"], 2, ["--speculate: 'lookpu' proposes nothing", "lookup, match, draft"]),

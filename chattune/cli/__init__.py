@@ -5,13 +5,14 @@ Exit codes: 0 done, 1 something failed, 2 the command or recipe cannot be unders
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 import cyclopts
 from cyclopts import App
@@ -24,11 +25,12 @@ from chattune.core import processes
 from chattune.core.errors import ChattuneError, Interrupted, UnknownName, UsageError, did_you_mean
 from chattune.core.progress import talk
 
+PLAIN: Final = "plaintext"  # set for each command too: completion does not inherit it, and would read descriptions as Markdown
 app = App(
     name="chattune",
     help="From raw conversations to your own chat model, with the proof of what helped.",
     version=chattune.__version__,
-    help_format="plaintext",
+    help_format=PLAIN,
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
@@ -67,7 +69,7 @@ COMMANDS: dict[str, tuple[Callable[..., Answer], cyclopts.Group]] = {
     "env": (looking.env, LOOK),
 }
 for _position, (_name, (_function, _group)) in enumerate(COMMANDS.items()):
-    app.command(_function, name=_name, group=_group, sort_key=_position)
+    app.command(_function, name=_name, group=_group, sort_key=_position, help_format=PLAIN)
 
 
 @app.default
@@ -84,14 +86,14 @@ def overview(*, common: Common = USUAL) -> Answer:
     )
 
 
-@app.command(group=LOOK, sort_key=99)
+@app.command(group=LOOK, sort_key=99, help_format=PLAIN)
 def completion(shell: str = "bash", /, *, common: Common = USUAL) -> Answer:
     """Print the completion script of a shell: bash, zsh or fish.
 
     Parameters
     ----------
     shell
-        bash, zsh or fish; load it with ``eval "$(chattune completion bash)"``
+        bash, zsh or fish; load it with eval "$(chattune completion bash)"
     """
     if shell not in SHELLS:
         raise UsageError(f"no completion for '{shell}'.", value=shell, rule="bash, zsh or fish", hint=did_you_mean(shell, SHELLS))
@@ -105,6 +107,8 @@ class _Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit code. Without `arguments` this is the program, which does not return where it was a server."""
+    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks shall cost no answer
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if arguments is None and (server := sys.modules.get("chattune.serve.process")):
         server.leave(code)
@@ -161,7 +165,7 @@ def _execute(words: list[str]) -> Answer:
     if isinstance(common, Common) and common.quiet:
         talk().quiet = True
     answer = function(*bound.args, **bound.kwargs)
-    return answer if isinstance(answer, Answer) else Answer()
+    return answer if isinstance(answer, Answer) else Answer("", {"version": chattune.__version__})  # what --help and --version printed
 
 
 def _usage(error: CycloptsError) -> UsageError:
@@ -191,8 +195,18 @@ def _print(answer: Answer, machine: bool) -> None:
     if answer.text and not machine:
         print(answer.text)
     if machine:
-        print(json.dumps(answer.data, ensure_ascii=False, allow_nan=False, default=str))
+        print(_as_json(answer.data))
     sys.stdout.flush()
+
+
+def _as_json(data: Mapping[str, Any]) -> str:
+    """One line of JSON; its letters as they are where stdout can write all of them."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(data, allow_nan=False, default=str)
+    return text
 
 
 def _fail(error: ChattuneError, machine: bool, debug: bool, cause: BaseException | None = None) -> int:
@@ -204,7 +218,7 @@ def _fail(error: ChattuneError, machine: bool, debug: bool, cause: BaseException
     if debug:
         traceback.print_exception(cause or error)
     if machine:
-        print(json.dumps(error.as_json(), ensure_ascii=False, default=str), flush=True)
+        print(_as_json(error.as_json()), flush=True)
     print(f"chattune: {plain(str(error)).replace(chr(10), ' ')}", file=sys.stderr, flush=True)
     return error.exit_code
 
@@ -216,7 +230,7 @@ def _filename(error: OSError) -> str | None:
 def _options_last(words: list[str]) -> list[str]:
     """``chattune --json runs`` means ``chattune runs --json``."""
     moved: list[str] = []
-    while words and words[0] in ("--json", "--quiet", "-q", "--debug", "--home"):
+    while words and (words[0] in ("--json", "--quiet", "-q", "--debug", "--home") or words[0].startswith("--home=")):
         count = 2 if words[0] == "--home" and len(words) > 1 else 1
         moved, words = moved + words[:count], words[count:]
     at = words.index("--") if "--" in words else len(words)

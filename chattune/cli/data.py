@@ -12,13 +12,16 @@ from chattune import story
 from chattune.cli.answer import USUAL, Answer, Common, number, plain, table
 from chattune.core.artifact import Home
 from chattune.core.config import validate
+from chattune.core.errors import DataError, UsageError
 from chattune.core.stage import load_stage, plan
 
 
 def data(
     what: Literal["report", "new"], run: str, /, *,
     against: Annotated[tuple[str, ...], Parameter(help="new logs to compare the training split with: files, folders, globs")] = (),
-    sample: Annotated[int, Parameter(help="dialogs of each split that topics, quality and shift are sought in")] = 5000,
+    sample: Annotated[
+        int | None, Parameter(help="dialogs of each split that topics, quality and shift are sought in; without it: 5000")
+    ] = None,
     name: Annotated[str | None, Parameter(help="a name for the report")] = None, common: Common = USUAL,
 ) -> Answer:
     """Report on data (what is in it, what was left out and why, how the splits differ), or write conversations by hand.
@@ -30,15 +33,22 @@ def data(
     run
         the run, or the file
     """
-    return _new(Path(run)) if what == "new" else _report(run, against, sample, name, common)
+    if what == "report":
+        return _report(run, against, sample, name, common)
+    for option, value in (("--against", against or None), ("--sample", sample), ("--name", name)):
+        if value is not None:
+            raise UsageError(
+                "belongs to `chattune data report`.", path=option, value=str(value), rule="with a report", hint="Leave it out."
+            )
+    return _new(Path(run))
 
 
-def _report(run: str, against: tuple[str, ...], sample: int, name: str | None, common: Common) -> Answer:
+def _report(run: str, against: tuple[str, ...], sample: int | None, name: str | None, common: Common) -> Answer:
     from chattune.evaluate.stage import SurveyConfig
 
     home, stage = Home(common.home), load_stage("survey")
     inputs = story.inputs_from(stage, story.chain_up([home.find(run)]))
-    config = validate(SurveyConfig, {"against": against, "sample": sample}, prefix="survey")
+    config = validate(SurveyConfig, {"against": against, **({} if sample is None else {"sample": sample})}, prefix="--")
     address = plan(stage, {"survey": config, "seed": 0}, inputs, home)
     if name is not None:
         home.give_name(name, address)
@@ -65,12 +75,18 @@ def _new(path: Path) -> Answer:
         print("One line a turn; an empty line ends a conversation, and a second one (or Ctrl-D) all of them.", file=sys.stderr)
 
     def ask(role: str) -> str:
-        if sys.stdin.isatty():
-            return input(f"{role}> ")
-        line = sys.stdin.readline()
+        try:
+            if sys.stdin.isatty():
+                return input(f"{role}> ")
+            line = sys.stdin.buffer.readline().decode("utf-8")  # as the file is written, whatever the terminal's encoding is
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"holds a byte that is not utf-8: 0x{error.object[error.start]:02x}.", path="stdin", rule="text in utf-8",
+                hint="Convert it first, as with `iconv -t utf-8`; the conversations before it are kept.",
+            ) from None
         if not line:
             raise EOFError
-        return line
+        return line.lstrip("\ufeff")
 
     count = written(path, ask)
     told = f"{count} conversations were appended to {path}. Next: chattune collect {path}"

@@ -139,7 +139,7 @@ def list_(kind_name: str | None = None, /, *, common: Common = USUAL) -> Answer:
     Parameters
     ----------
     kind_name
-        a kind such as ``regularizers``, or ``recipes``; nothing: every kind
+        a kind such as regularizers, or recipes; nothing: every kind
     """
     if kind_name == "recipes":
         recipes = {path.stem: _first_comment(path) for path in sorted(story.RECIPES.glob("*.yaml"))}
@@ -161,7 +161,7 @@ def explain(name: str, /, *, common: Common = USUAL) -> Answer:
     Parameters
     ----------
     name
-        a part (``label_smoothing``), a kind (``optimizers``), ``kind/part``, or a dotted path (``train.optimizer.lr``)
+        a part (label_smoothing), a kind (optimizers), kind/part, or a dotted path (train.optimizer.lr)
     """
     found = cards.explain(name)
     return Answer("\n\n".join(cards.card_text(card) for card in found), {"cards": found})
@@ -178,7 +178,7 @@ def init_report(
     recipe
         a YAML file, or the name of a shipped recipe; its tokens are used where they are prepared, else random ones
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
     chosen = story.Recipe.read(recipe, overrides)
     story.say_derived(chosen)
@@ -306,6 +306,10 @@ def evaluation_card(told: Mapping[str, Any]) -> str:
     verdict = told.get("stages", {}).get("evaluate", {}).get("verdict")
     if verdict:
         lines += ["", f"Worth talking to? {verdict['answer']}. {verdict['text']}"]
+    if parity := told.get("stages", {}).get("evaluate", {}).get("parity"):
+        from chattune.evaluate.parity import sentences
+
+        lines += ["", *sentences(parity)]
     facts = []
     if told.get("parameters"):
         facts.append(("parameters", number(told["parameters"])))

@@ -33,8 +33,10 @@ def demo(
     Parameters
     ----------
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
+    if name is not None:
+        check_name(name)
     recipe = story.Recipe.read("demo" if lang == "en" else f"demo-{lang}", overrides)
     if dry_run:
         return _forecast(recipe, common)
@@ -52,12 +54,16 @@ def run(
     Parameters
     ----------
     recipe
-        a YAML file, or the name of a shipped recipe (``chattune list recipes``)
+        a YAML file, or the name of a shipped recipe (see `chattune list recipes`)
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
+    story.check_until(until)
+    if name is not None:
+        check_name(name)
     chosen = story.Recipe.read(recipe, overrides)
     if dry_run:
+        _refuse_without_training(until)
         return _forecast(chosen, common)
     result = story.run(chosen, home=common.home, name=name, until=until)
     lines = [evaluation_card(result.summary), "", *_next(name or result.run.name, result.report)]
@@ -121,7 +127,7 @@ def collect(
     Parameters
     ----------
     files_and_settings
-        files of conversations; settings to change, as ``path=value``
+        files of conversations; settings to change, as path=value
     """
     sources, overrides = _sorted_out(files_and_settings)
     chosen = story.Recipe.read(recipe or ({"collect": {"sources": sources}} if sources else {}), overrides)
@@ -141,7 +147,7 @@ def clean(
     conversations
         a collect or clean run
     overrides
-        settings to change, as ``path=value``: ``clean.cleaners=[text_repair,personal_data]``
+        settings to change, as path=value: clean.cleaners=[text_repair,personal_data]
     """
     return _one("clean", [conversations], overrides, recipe, name, common)
 
@@ -156,7 +162,7 @@ def split(
     conversations
         a collect or clean run
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
     return _one("split", [conversations], overrides, recipe, name, common)
 
@@ -171,7 +177,7 @@ def balance(
     dialogs
         a split, balance or augment run
     overrides
-        settings to change, as ``path=value``: ``balance.balancer=…``
+        settings to change, as path=value: balance.balancer=…
     """
     return _one("balance", [dialogs], overrides, recipe, name, common)
 
@@ -186,7 +192,7 @@ def augment(
     dialogs
         a split, balance or augment run
     overrides
-        settings to change, as ``path=value``: ``augment.augmentations=[…]``
+        settings to change, as path=value: augment.augmentations=[…]
     """
     return _one("augment", [dialogs], overrides, recipe, name, common)
 
@@ -202,7 +208,7 @@ def prepare(
     dialogs
         a run of `chattune collect`
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
     return _one("prepare", [dialogs], overrides, recipe, name, common, start=start)
 
@@ -218,7 +224,7 @@ def train(
     tokens
         a prepare run
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
     if dry_run:
         begun = None if start is None else story.checkpoint_of(Home(common.home).find(start))
@@ -238,7 +244,7 @@ def evaluate(
     checkpoint
         a train or import run
     overrides
-        settings to change, as ``path=value``
+        settings to change, as path=value
     """
     home = Home(common.home)
     if tokens is not None:
@@ -303,6 +309,15 @@ def _one(
     return Answer(evaluation_card(told), told)
 
 
+def _refuse_without_training(until: str | None) -> None:
+    """A forecast is one of the training: what ends before it has none."""
+    if until is not None and story.STORY.index(until) < story.STORY.index("train"):
+        raise UsageError(
+            f"--dry-run says what training costs, and {until} comes before it.", path="--until", value=until,
+            rule="train, or a later stage", hint="Leave one of the two out.",
+        )  # fmt: skip
+
+
 def _forecast(recipe: story.Recipe, common: Common, tokens: Path | None = None) -> Answer:
     from chattune.train.estimate import advice, refuse_over_limits
 
@@ -330,8 +345,8 @@ def _parameters(data: Mapping[str, Any]) -> str:
 
 
 def _sorted_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files, and overrides (``dotted.path=value`` that is not a file)."""
-    overrides = [word for word in words if re.match(r"[a-z_]+(\.[A-Za-z0-9_]+)+=", word) and not Path(word).exists()]
+    """Files, and overrides (``seed=`` or ``dotted.path=value`` that is not a file)."""
+    overrides = [word for word in words if re.match(r"(seed|[a-z_]+(\.[A-Za-z0-9_]+)+)=", word) and not Path(word).exists()]
     return [word for word in words if word not in overrides], overrides
 
 

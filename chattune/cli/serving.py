@@ -83,6 +83,8 @@ def serve(
     }
     drafts = {name: str(story.checkpoint_of(home.find(member))) for name, member in _drafts(draft, names).items()}
     speculation = speculation_of(speculate)
+    if not names:
+        _refuse_for_others({"--weights": None if weights == "auto" else weights, "--speculate": speculate, "--context": context})
     _check_numbers(slots, context, port)
     from chattune.serve.keys import KeyFile
 
@@ -111,7 +113,9 @@ def serve(
 
 def keys(
     what: Literal["list", "create", "revoke"] = "list", name: str | None = None, /, *,
-    scopes: Annotated[str, Parameter(help="what the key is for: chat, embeddings, metrics, admin")] = "chat,embeddings",
+    scopes: Annotated[
+        str | None, Parameter(help="what the key is for, of chat, embeddings, metrics, admin; without it: chat,embeddings")
+    ] = None,
     requests: Annotated[int | None, Parameter(help="the most requests a minute")] = None,
     tokens: Annotated[int | None, Parameter(help="the most tokens a minute, of prompts and replies")] = None,
     file: KeyFileOption = None, common: Common = USUAL,
@@ -125,8 +129,17 @@ def keys(
     name
         of the key
     """
-    from chattune.serve.keys import SCOPES, KeyFile
+    from chattune.serve.keys import SCOPES, USUAL_SCOPES, KeyFile
 
+    for option, value in (("--scopes", scopes), ("--requests", requests), ("--tokens", tokens)):
+        if what != "create" and value is not None:
+            raise UsageError(
+                f"belongs to a key that is made, not to `chattune keys {what}`.", path=option, value=value, rule="with `keys create`",
+                hint="Leave it out; to change a key, revoke it and make it anew.",
+            )  # fmt: skip
+    if what == "list" and name is not None:
+        raise UsageError(f"`chattune keys list` lists all keys, not '{name}' alone.", path="NAME", value=name, rule="no name",
+                         hint="Leave it out.")  # fmt: skip
     store = KeyFile(file or common.home / KEYS)
     if what == "list":
         known = [key.model_dump(mode="json", exclude={"digest"}) for key in store.all()]
@@ -137,10 +150,13 @@ def keys(
     if what == "revoke":
         store.revoke(name)
         return Answer(f"The key '{name}' is void from now on.", {"revoked": name})
-    asked = tuple(scope.strip() for scope in scopes.split(","))
+    asked = USUAL_SCOPES if scopes is None else tuple(scope.strip() for scope in scopes.split(","))
     for scope in asked:
         if scope not in SCOPES:
-            raise UsageError(f"no scope is called '{scope}'.", path="--scopes", value=scope, rule=f"of {', '.join(SCOPES)}")
+            raise UsageError(
+                f"no scope is called '{scope}'.", path="--scopes", value=scope, rule=f"of {', '.join(SCOPES)}",
+                hint=did_you_mean(scope, SCOPES),
+            )  # fmt: skip
     key = store.create(name, asked, requests, tokens)  # type: ignore[arg-type]
     told = f"{key}\nIt is shown this once. Send it as 'Authorization: Bearer …', or set OPENAI_API_KEY to it."
     return Answer(told, {"name": name, "key": key, "file": str(store.path)})
@@ -235,6 +251,16 @@ def _served_names(
             hint="See `chattune runs`; say `chattune serve RUN`.",
         )  # fmt: skip
     return {**alone, **joint}
+
+
+def _refuse_for_others(computing: Mapping[str, Any]) -> None:
+    """Where other servers compute every reply, nothing said here can change how."""
+    for option, value in computing.items():
+        if value is not None:
+            raise UsageError(
+                "acts on runs, and only models of other servers are served.", path=option, value=value, rule="with a run",
+                hint="Leave it out, or name a run; set it at the other server.",
+            )  # fmt: skip
 
 
 def _check_numbers(slots: int, context: int | None, port: int) -> None:

@@ -14,6 +14,7 @@ from chattune.core.artifact import Home
 from chattune.core.config import validate
 from chattune.core.errors import UsageError
 from chattune.core.part import Settings
+from chattune.core.progress import talk
 from chattune.generate.decoders import Decoder
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def chat(
     run: str, /, *, prompt: Annotated[str | None, Parameter(help="answer this and end")] = None,
     system: Annotated[str | None, Parameter(help="a system message before the conversation")] = None,
-    seed: Annotated[int, Parameter(help="the same seed gives the same replies")] = 0,
+    seed: Annotated[int | None, Parameter(help="the same seed gives the same replies; without one: 0")] = None,
     temperature: Annotated[float | None, Parameter(help="0: always the likeliest token")] = None,
     top_k: Annotated[int | None, Parameter(help="draw from the k likeliest tokens")] = None,
     top_p: Annotated[float | None, Parameter(help="draw from the likeliest tokens that hold this share")] = None,
@@ -48,6 +49,8 @@ def chat(
     run
         an import, train or evaluate run: a path, a name, or the beginning of a digest
     """
+    if prompt is None and common.json:
+        raise UsageError("needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
     drawing = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
@@ -56,24 +59,24 @@ def chat(
     home = Home(common.home)
     address, *_ = [story.checkpoint_of(home.find(each)) for each in [*runs, *([draft] if draft else [])]]  # before torch is imported
     computing = {"weights": None if weights == "own" else weights, "speculate": speculate, "draft": draft}
-    searching = _decoder(decoder, [name for name, value in {**drawing, **computing}.items() if value is not None])
+    searching = _decoder(decoder, [name for name, value in {**drawing, **computing}.items() if value is not None], seed)
     mixture, speculation = _shares(shares, len(runs)), speculation_of(speculate)
     from chattune.generate.reply import Sampling
 
     asked = {key: value for key, value in options.items() if value is not None}
     validate(Sampling, asked, prefix="--")
     sampling = validate(Sampling, {**story.usual_sampling(address).model_dump(exclude={"rules"}), **asked}, prefix="--")
+    if searching is None and sampling.temperature == 0:
+        _say_idle([name for name in ("seed", "top_k", "top_p", "min_p") if name in asked])
     with by_option():
         how = story.decoding(weights, speculation, draft, common.home)
         model = (story.ensemble(runs, mixture, common.home) if together else story.load(run, common.home)).decoded_by(how)
-    if prompt is None and not common.json:
+    if prompt is None:
         from chattune.generate.speaker import Searching
         from chattune.generate.terminal import chat as talk_to
 
         talk_to(model if searching is None else Searching(model, searching), sampling, system=system)
         return Answer()
-    if prompt is None:
-        raise UsageError("--json needs --prompt.", path="--json", rule="one prompt, one object", hint="Add --prompt TEXT.")
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
     if searching is not None:
         return _searched(model, messages, searching, sampling)
@@ -96,18 +99,35 @@ class _Searching(Settings):
     decoder: Decoder
 
 
-def _decoder(said: str | None, drawing: Sequence[str]) -> Decoder | None:
-    """The decoder of ``--decoder``: a name, or a mapping with one; none where none is asked for."""
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _say_idle(drawing: Sequence[str]) -> None:
+    """Say which settings of drawing change nothing at temperature 0; ``/set temperature`` may still give them something to do."""
+    if drawing:
+        talk().print(f"note  {', '.join(map(_option, drawing))}: no effect at temperature 0, where nothing is drawn", markup=False)
+
+
+def _decoder(said: str | None, drawing: Sequence[str], seed: int | None) -> Decoder | None:
+    """The decoder of ``--decoder``: a name, or a mapping with one; none where none is asked for. Settings that cannot act beside it
+    are refused: those of `drawing`, and a seed where nothing is left to chance."""
     if said is None:
         return None
     if drawing:
-        name = f"--{drawing[0].replace('_', '-')}"
+        name = _option(drawing[0])
         raise UsageError(
             f"{name} acts on drawing, and a decoder searches.", path=name, rule="one of the two",
             hint="Leave it out; `chattune list decoders` shows what can be set instead.",
         )
     meant = mapping(said, "--decoder", "{name: beam_search, width: 4}")
-    return validate(_Searching, {"decoder": meant}, prefix="--").decoder
+    decoder = validate(_Searching, {"decoder": meant}, prefix="--").decoder
+    if seed is not None and not decoder.draws:
+        raise UsageError(
+            f"{decoder.name} draws nothing, so no seed acts.", path="--seed", value=seed, rule="a decoder that draws, such as best_of",
+            hint="Leave it out: the reply is the same each time.",
+        )
+    return decoder
 
 
 def _shares(said: str | None, count: int) -> Any:

@@ -137,7 +137,7 @@ class Home:
         known = [*names, *(p.name for p in runs)]
         raise UnknownName(
             f"no run is called '{text}' in {self.path}.", value=text, rule="a path, a name, or the beginning of a digest",
-            hint=did_you_mean(text, known) if known else "Make one with `chattune run configs/demo.yaml`.",
+            hint=did_you_mean(text, known) if known else "Make one with `chattune demo`.",
         )
 
     def finished(self) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -48,17 +48,23 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError("no such recipe.", path=str(path), value=str(path), hint="See `configs/` for whole recipes.") from None
+        raise UsageError("no such recipe.", path=str(path), value=str(path), hint="See `chattune list recipes`.") from None
     except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
         raise UsageError(f"cannot be read as a recipe: {error}.", path=str(path), rule="a YAML file in UTF-8") from None
     try:
         lines = _lines(yaml.compose(text, Loader=_Loader), path)
         data = parse(text)
+    except yaml.reader.ReaderError as error:
+        raise UsageError(
+            f"holds the character U+{ord(text[error.position]):04X}, which YAML does not allow.",
+            path=f"{path}:{text.count(chr(10), 0, error.position) + 1}", rule="valid YAML", hint="Take it out.",
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UsageError(f"is not valid YAML: {problem}.", path=place, rule="valid YAML", hint="Check the indentation.") from None
+        hint = "Indent with spaces, not with tabs." if "'\\t'" in problem else "Check the indentation."
+        raise UsageError(f"is not valid YAML: {problem}.", path=place, rule="valid YAML", hint=hint) from None
     except RecursionError:
         raise UsageError("is nested too deeply.", path=str(path), rule="sections, parts and their settings") from None
     if data is None:

@@ -21,6 +21,7 @@ and the way out (`hint`). Anything else that escapes is a bug and shows its trac
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,7 +48,9 @@ class ChattuneError(Exception):
 
     def as_json(self) -> dict[str, Any]:
         """The form that ``--json`` prints: ``{"error": {"path", "value", "rule", "hint"}}``."""
-        value = self.value if isinstance(self.value, (str, int, float, bool, type(None))) else repr(self.value)
+        value = self.value
+        if not isinstance(value, (str, int, float, bool, type(None))) or (isinstance(value, float) and not math.isfinite(value)):
+            value = repr(value)  # JSON has no infinity either
         return {"error": {"path": self.path, "value": value, "rule": self.rule or self.message, "hint": self.hint}}
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from chattune.core.errors import ChattuneError
 from chattune.core.files import size
+from chattune.dialogs.byte_files import Rewindable
 from chattune.dialogs.compressed import Unreadable, is_zip, refuse_bomb, seekable, workbook_of
 
 COLUMNS = 16_384  # what a sheet of Excel can have at the most; a table of more is not one of conversations
@@ -46,8 +47,8 @@ def as_json_lines(path: Path, begin: bytes) -> Iterator[BinaryIO | None]:
     if read is None:
         yield None
         return
-    with seekable(book[0] if book else path) as file, _Lines(lambda: read(file)) as rows:
-        yield rows  # type: ignore[misc]
+    with seekable(book[0] if book else path) as file, io.BufferedReader(_Lines(lambda: read(file))) as rows:
+        yield rows
 
 
 def sheets(path: Path) -> list[str]:
@@ -66,47 +67,27 @@ def _reader(begin: bytes, path: Path, sheet: str | None) -> Callable[[BinaryIO],
     return None
 
 
-class _Lines(io.BufferedIOBase):
-    """Lines of bytes as a file; ``seek(0)`` begins them anew."""
+class _Lines(Rewindable):
+    """Lines of bytes as a file."""
 
     def __init__(self, begin: Callable[[], Generator[bytes]]) -> None:
         self._begin, self._lines = begin, begin()
-        self._rest, self._count = b"", 0
+        self._rest = memoryview(b"")  # of the line that is being given
 
-    def readable(self) -> bool:
-        return True
+    def rewind(self) -> None:
+        self._lines, self._rest, self.count = self._begin(), memoryview(b""), 0
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._count
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if (offset, whence) == (0, 1):
-            return self._count
-        if (offset, whence) != (0, 0):
-            raise io.UnsupportedOperation("a table's rows can be read from the beginning only")
-        self._lines, self._rest, self._count = self._begin(), b"", 0
-        return 0
-
-    def read(self, count: int | None = -1) -> bytes:
-        wanted = 2**63 if count is None or count < 0 else count
-        pieces, held = [self._rest], len(self._rest)
-        while held < wanted and (line := next(self._lines, None)) is not None:
-            pieces.append(line)
-            held += len(line)
-        found = b"".join(pieces)
-        given, self._rest = found[:wanted], found[wanted:]
-        self._count += len(given)
-        return given
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(next(self._lines, b""))
+        given, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(given)] = given
+        self.count += len(given)
+        return len(given)
 
     def close(self) -> None:
         self._lines.close()
         super().close()
-
-    def read1(self, count: int = -1) -> bytes:
-        return self.read(io.DEFAULT_BUFFER_SIZE if count < 0 else count)
 
 
 def _line(row: Any) -> bytes:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 from chattune.core import files
 from chattune.core.errors import ChattuneError, DataError
 from chattune.core.files import size
+from chattune.dialogs.byte_files import ByteFile, Rewindable
 
 if TYPE_CHECKING:
     import zipfile
@@ -417,20 +418,11 @@ class _Section(io.RawIOBase):
         return len(data)
 
 
-class _Headers(io.RawIOBase):
+class _Headers(ByteFile):
     """A tar archive's bytes for `tarfile`, which reads whole whatever a header calls a name: one of more than a mebibyte is refused."""
 
     def __init__(self, source: IO[bytes], length: int) -> None:
         self._source, self._length, self._at = source, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
@@ -450,31 +442,16 @@ class _Headers(io.RawIOBase):
 # --------------------------------------------------------------------------------------------------------------- unpacking
 
 
-class _Bounded(io.RawIOBase):
+class _Bounded(Rewindable):
     """Bytes that are counted while they are read; begins anew at ``seek(0)``. Whatever goes wrong is told as `Unreadable`."""
 
     def __init__(self, begin: Callable[[], BinaryIO], packed: int, path: Path, form: str) -> None:
         self._begin, self._packed, self._path, self._form = begin, packed, path, form
         self._source: BinaryIO | None = None
-        self._count = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if (offset, whence) == (0, os.SEEK_CUR):
-            return self._count
-        if (offset, whence) != (0, os.SEEK_SET):
-            raise io.UnsupportedOperation("packed bytes can be read from the beginning only")
-        if self._count:
+    def rewind(self) -> None:
+        if self.count:
             self._close_source()
-        return 0
 
     def readinto(self, buffer: Any) -> int:
         with _telling(self._path, self._form):
@@ -482,8 +459,8 @@ class _Bounded(io.RawIOBase):
                 self._source = self._begin()
             data = self._source.read(len(buffer))
         buffer[: len(data)] = data
-        self._count += len(data)
-        refuse_bomb(self._count, self._packed, self._path)
+        self.count += len(data)
+        refuse_bomb(self.count, self._packed, self._path)
         return len(data)
 
     def close(self) -> None:
@@ -493,7 +470,7 @@ class _Bounded(io.RawIOBase):
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
-        self._source, self._count = None, 0
+        self._source, self.count = None, 0
 
 
 class _Decompressor(Protocol):

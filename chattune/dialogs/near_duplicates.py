@@ -264,7 +264,8 @@ class _Alike:
 
     def __call__(self, block: tuple[list[str], np.ndarray]) -> np.ndarray:
         texts, place = block
-        return _alike(self.sets_of([_spread(text) for text in texts]), *np.split(place, 2), self.threshold)
+        left, right = np.split(place, 2)
+        return _alike(self.sets_of([_spread(text) for text in texts]), left, right, self.threshold)
 
 
 def _alike(sets: Sets, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:

@@ -20,18 +20,14 @@ from typing import Any, TextIO
 from chattune.core.files import size
 from chattune.dialogs.compressed import Unreadable, foreign, opened, workbook_of
 from chattune.dialogs.dialog import Drop
+from chattune.dialogs.json_stream import BLANK, BLOCK, CLOSED, DECODER, JsonStream, short
 
 HEAD = 64 * 1024  # characters that detection looks at
-_BLOCK = 1 << 20
-_BLANK = " \t\r\n\ufeff"
 _LOST_BYTES = "chattune-lost-bytes"
 _LOST = re.compile("[\ud800-\udfff]")
 _STRAY = 5  # lines that an accident may spoil: a pasted word of another encoding
 _LONGEST_FIRST = 2**24  # characters in which detection looks for the end of the first JSON record
-_UNREAD = "; what follows in this file was not read"
-_MARK = re.compile(r'\\.|["{}\[\],]', re.DOTALL)
 _CERTAIN = 1000  # failed lines after which a file is given up, if most fail
-_DECODER = json.JSONDecoder()
 _WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -69,7 +65,7 @@ def head_of(path: Path, encoding: str = "utf-8") -> str:
         head = file.read(HEAD)
         while head.lstrip()[:1] in ("{", "[") and len(head) < _LONGEST_FIRST and not sample(head, 1) and (more := file.read(len(head))):
             head += more
-        decoding = _Decoding(file, str(path))
+        decoding = Decoding(file, str(path))
         written = head.splitlines()
         if len(written) > 1 or head.lstrip()[:1] not in ("{", "["):  # of records in one line each is judged when it is read
             for number, line in enumerate(written, 1):
@@ -92,12 +88,12 @@ def legible(text: str, path: Path, encoding: str) -> str:
 
 def lines(file: TextIO, limit: int, shown: str) -> Iterator[tuple[int, str] | Drop]:
     """Numbered lines without their ends; told are those longer than `limit` characters, with bytes that cannot be read, or with NUL."""
-    number, decoding = 0, _Decoding(file, shown)
+    number, decoding = 0, Decoding(file, shown)
     while line := file.readline(limit + 1):
         number += 1
         if len(line) > limit and not line.endswith("\n"):
             length = len(line)
-            while (rest := file.readline(_BLOCK)) and not rest.endswith("\n"):
+            while (rest := file.readline(BLOCK)) and not rest.endswith("\n"):
                 length += len(rest)
             yield Drop("line_too_long", shown, number, f"{size(length + len(rest))} in one line; the limit is {size(limit)}")
         elif (lost := decoding.lost(line, number)) is not None:
@@ -119,16 +115,23 @@ def json_records(file: TextIO, limit: int, shown: str) -> Iterator[tuple[int, An
     layout = _layout(file.read(HEAD))
     file.seek(0)
     if layout != "lines":
-        yield from _elements(_Window(file), limit, shown, bare=layout == "values")
+        decoding = Decoding(file, shown)
+        stream = JsonStream(file, limit, shown, decoding.lost)
+        for element in stream.elements("" if layout == "values" else stream.skip(BLANK)):
+            if isinstance(element, Drop):
+                yield element
+            elif element[2] is not CLOSED:
+                yield element[1], element[2], element[0]
+        decoding.end()
         return
     for item in lines(file, limit, shown):
         if isinstance(item, Drop):
             yield item
-        elif item[1].strip(_BLANK):
+        elif item[1].strip(BLANK):
             try:
                 yield from ((item[0], value, "") for value in _values(item[1]))
             except (ValueError, RecursionError) as error:
-                yield Drop("broken_json", shown, item[0], _short(str(error)))
+                yield Drop("broken_json", shown, item[0], short(str(error)))
 
 
 def sample(head: str, count: int = 20) -> list[tuple[Any, str]]:
@@ -150,7 +153,7 @@ def _sampled(head: str, count: int) -> tuple[tuple[Any, str], ...]:
 
 def _values(line: str) -> list[Any]:
     """The value that a line holds; the objects, where several stand in it, whether or not commas part them."""
-    line = line.strip(_BLANK)
+    line = line.strip(BLANK)
     try:
         return [json.loads(line)]
     except json.JSONDecodeError as error:
@@ -158,17 +161,17 @@ def _values(line: str) -> list[Any]:
             raise
         found, place = [], 0
         while place < len(line):
-            value, place = _DECODER.raw_decode(line, place)
+            value, place = DECODER.raw_decode(line, place)
             if not isinstance(value, dict):
                 raise error from None
             found.append(value)
-            place += len(line) - place - len(line[place:].lstrip(_BLANK + ","))
+            place += len(line) - place - len(line[place:].lstrip(BLANK + ","))
         return found
 
 
 def _layout(head: str) -> str:
     """How JSON stands in a file: ``lines``, ``elements`` of one list or object, or ``values`` printed over several lines."""
-    text = head.lstrip(_BLANK)
+    text = head.lstrip(BLANK)
     if text.startswith("["):
         line, _, rest = text.partition("\n")
         return "lines" if line.rstrip().endswith("]") and rest.strip() and _is_row(line, rest) else "elements"
@@ -195,174 +198,7 @@ def _is_row(line: str, rest: str) -> bool:
         return False
 
 
-class _TooLong(ValueError):
-    """A record that does not end within the limit."""
-
-
-class _Window:
-    """A stretch of a file's text that grows on demand and forgets what was used; counts lines as it goes."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.file, self.text, self.place, self.line = file, "", 0, 1
-        self.used = 0  # characters of the last value
-
-    def grow(self) -> bool:
-        more = self.file.read(max(_BLOCK, len(self.text) - self.place))
-        self.text = self.text[self.place :] + more
-        self.place = 0
-        return bool(more)
-
-    def skip(self, characters: str) -> str:
-        """Pass over any of `characters`; the next character, or nothing at the end."""
-        while True:
-            while self.place < len(self.text) and self.text[self.place] in characters:
-                self.line += self.text[self.place] == "\n"
-                self.place += 1
-            if self.place < len(self.text):
-                return self.text[self.place]
-            if not self.grow():
-                return ""
-
-    def expect(self, mark: str) -> None:
-        """Pass over `mark`, or a `ValueError`."""
-        if self.skip(_BLANK) != mark:
-            raise ValueError(f"'{mark}' expected")
-        self.place += 1
-
-    def value(self, limit: int) -> Any:
-        """The JSON value that begins here; `ValueError` when it is broken, `_TooLong` when no end is found within `limit`."""
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.text, self.place)
-            except (ValueError, RecursionError) as error:
-                if not _unfinished(error, len(self.text)):
-                    raise ValueError(str(error)) from None
-                if len(self.text) - self.place > limit:
-                    raise _TooLong(f"no record ends within {size(limit)}") from None
-                if not self.grow():
-                    raise ValueError(str(error)) from None
-                continue
-            if end == len(self.text) and self.grow():  # a number may go on
-                continue
-            self.line += self.text.count("\n", self.place, end)
-            self.used, self.place = end - self.place, end
-            return value
-
-    def begins(self) -> str:
-        """The line up to here with the end of the one before, and one character more; nothing where text stands before this place."""
-        newline = self.text.rfind("\n", 0, self.place)
-        return self.text[newline : self.place + 1] if newline >= 0 and not self.text[newline : self.place].strip(_BLANK) else ""
-
-    def past_broken(self, limit: int, ends: str, begins: str) -> bool:
-        """Pass over a broken record: behind its last bracket, if one of `ends` follows, or to the line that begins as `begins`."""
-        while True:
-            end, _, _ = _record_end(self.text, self.place, 0, quoted=False)
-            following = self.text[end:].lstrip(_BLANK)[:1] if end >= 0 else ""
-            if following and following in ends and end > self.place:
-                self._go(end)
-                return True
-            if following or len(self.text) - self.place > limit or not self.grow():
-                break
-        if end > self.place and not following:  # the file ends behind it
-            self._go(end)
-            return True
-        while begins and (place := self.text.find(begins, self.place)) < 0:
-            if len(self.text) - self.place > limit or not self.grow():
-                return False
-        if begins:
-            self._go(place + len(begins) - 1)
-        return bool(begins)
-
-    def past_long(self) -> bool:
-        """Pass over a record that is too long to be held, to behind its last bracket."""
-        depth, quoted = 0, False
-        while True:
-            end, depth, quoted = _record_end(self.text, self.place, depth, quoted=quoted)
-            if end >= 0:
-                self._go(end)
-                return True
-            self._go(len(self.text) - self.text.endswith("\\"))  # what it escapes is still to come
-            if not self.grow():
-                return False
-
-    def _go(self, place: int) -> None:
-        self.line += self.text.count("\n", self.place, place)
-        self.place = place
-
-
-def _record_end(text: str, place: int, depth: int, *, quoted: bool) -> tuple[int, int, bool]:
-    """Where the record ends that goes on at `place`, `depth` brackets deep: before a comma or a bracket of what is around it, or behind
-    its own last bracket; -1 where that is not in `text`. And how deep it is then, and whether within a string."""
-    for match in _MARK.finditer(text, place):
-        mark = match[0]
-        if mark == '"':
-            quoted = not quoted
-        elif quoted or mark[0] == "\\":
-            continue
-        elif mark in "{[":
-            depth += 1
-        elif mark == ",":
-            if depth == 0:
-                return match.start(), depth, quoted
-        else:
-            depth -= 1
-            if depth <= 0:
-                return match.end() if depth == 0 else match.start(), depth, quoted
-    return -1, depth, quoted
-
-
-def _unfinished(error: Exception, length: int) -> bool:
-    """Whether a JSON text of `length` characters may be whole when more of it is read."""
-    return isinstance(error, json.JSONDecodeError) and (error.msg.startswith("Unterminated string") or error.pos >= length - 12)
-
-
-def _elements(window: _Window, limit: int, shown: str, *, bare: bool) -> Iterator[tuple[int, Any, str] | Drop]:
-    """The elements of lists or objects; `bare`: values one after the other, with nothing around them. Commas are not insisted on."""
-    opening = "" if bare else window.skip(_BLANK)
-    window.place += not bare
-    decoding = _Decoding(window.file, shown)
-    closing = {"[": "]", "{": "}", "": ""}[opening]
-    begins, inside = "", True  # how a record's line begins
-    while (mark := window.skip(_BLANK)) != "" or opening:
-        line, key = window.line, ""
-        if mark == "":
-            if inside:
-                yield Drop("broken_json", shown, line, "the file ends before its list or object does")
-            break
-        if mark in (",", closing):
-            window.place += 1
-            inside = mark == ","
-            if mark == closing and window.skip(_BLANK) == opening:  # one list behind the other
-                window.place += 1
-                inside = True
-            continue
-        begins = begins or window.begins()
-        try:
-            if opening == "{":
-                key = str(window.value(limit))
-                window.expect(":")
-                window.skip(_BLANK)
-            value = window.value(limit)
-        except _TooLong as error:
-            found = window.past_long()
-            yield Drop("line_too_long", shown, line, _short(f"{error}{'' if found else _UNREAD}"))
-        except ValueError as error:
-            found = window.past_broken(limit, f",{closing}{mark}", begins)
-            yield Drop("broken_json", shown, line, _short(f"{error}{'' if found else _UNREAD}"))
-        else:
-            found = True
-            if window.used > limit:
-                yield Drop("line_too_long", shown, line, f"a record of {size(window.used)}; the limit is {size(limit)}")
-            elif (lost := decoding.lost(window.text[window.place - window.used : window.place], line)) is not None:
-                yield lost
-            else:
-                yield line, value, key
-        if not found:
-            break
-    decoding.end()
-
-
-class _Decoding:
+class Decoding:
     """Counts the lines, or records, of a file that hold bytes which its encoding does not allow."""
 
     def __init__(self, file: TextIO, shown: str) -> None:
@@ -448,7 +284,3 @@ def _lost_bytes(error: UnicodeError) -> tuple[str, int]:
 def _is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
-
-def _short(text: str, limit: int = 200) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -46,7 +46,12 @@ def _held(path: Path) -> str:
         if not path.parent.is_dir():
             raise DataError("has no folder to be in.", path=str(path), rule="an existing folder", hint=f"Make {path.parent} first.")
         return ""
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(
+            "is not text in utf-8.", path=str(path), rule='{"messages": […]} on each line', hint="Give a new file."
+        ) from None
     for number, line in enumerate(text.splitlines(), 1):
         try:
             usable = isinstance(json.loads(line).get("messages"), list) if line.strip() else True

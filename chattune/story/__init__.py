@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from chattune.tokens.token_set import TokenSet
 
 __all__ = [
-    "DATA", "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "checkpoint_of", "compare", "decoding", "ensemble", "export",
-    "forecast", "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared", "recipe_file", "report_of",
-    "resume", "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
+    "DATA", "RECIPES", "Recipe", "Result", "STORY", "answer", "chain_up", "check_until", "checkpoint_of", "compare", "decoding",
+    "ensemble", "export", "forecast", "inputs_from", "lineage", "load", "notes", "open_run", "planned_vocabulary", "prepared",
+    "recipe_file", "report_of", "resume", "run", "say_derived", "schema", "settled", "stages", "summary", "tokens_of", "usual_sampling",
 ]  # fmt: skip
 
 
@@ -61,10 +61,7 @@ def run(
     `recipe`: a YAML file, the name of a shipped recipe, a mapping or a `Recipe`; `overrides`: ``dotted.path=value``;
     `name`: what the run is called from now on; `until`: the last stage to do.
     """
-    if until is not None and until not in STORY:
-        raise UnknownName(
-            f"no stage is called '{until}'.", path="--until", value=until, rule=f"one of {STORY}", hint=did_you_mean(until, STORY)
-        )
+    check_until(until)
     if name is not None:
         check_name(name)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe, overrides)
@@ -86,6 +83,14 @@ def run(
     report = made.get("evaluate")
     model = made.get("train", list(made.values())[-1])
     return Result(model, report / "report.html" if report else None, made, summary(model, place.path))
+
+
+def check_until(until: str | None) -> None:
+    """`UnknownName` where `until` is no stage of a story."""
+    if until is not None and until not in STORY:
+        raise UnknownName(
+            f"no stage is called '{until}'.", path="--until", value=until, rule=f"one of {STORY}", hint=did_you_mean(until, STORY)
+        )
 
 
 def _refuse_without_start(recipe: Recipe) -> None:

@@ -21,26 +21,13 @@ from typing import Any
 from chattune.core.part import setting
 from chattune.core.progress import talk
 from chattune.dialogs.dialog import Dialog, Drop, Message
-from chattune.dialogs.readers import Reader
-from chattune.dialogs.readers.transcript import ASSISTANTS, SYSTEMS, USERS
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.sessions import WINDOW, Conversation, Event, Names, Note, Plan, Room, Said, Survey, conversations
 
 _SPOKEN = 4  # chats of one file of which it is said how they are read
 
 
-class Spoken(Reader):
-    """Something that several people wrote, under names that may tell their roles."""
-
-    assistant: tuple[str, ...] = setting(ASSISTANTS, "names that speak for the assistant; without one, what people do tells it")
-    user: tuple[str, ...] = setting(USERS, "names that speak for the user")
-    system: tuple[str, ...] = setting(SYSTEMS, "names whose lines are instructions")
-
-    def names(self) -> Names:
-        """The names whose role is set."""
-        return Names.of(self.assistant, self.user, self.system)
-
-
-class ChatLog(Spoken):
+class ChatLog(RolesByName):
     """A log in which several people speak, without a mark where one conversation ends and the next begins."""
 
     gap: float | None = setting(

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, TextIO
 
 from chattune.dialogs.dialog import Drop
-from chattune.dialogs.text import _BLANK, _UNREAD, _Decoding, _short, _TooLong, _Window
-
-ENTERED = object()  # stands for the value of a list or object that is gone through
+from chattune.dialogs.json_stream import BLANK, CLOSED, ENTERED, JsonStream
+from chattune.dialogs.text import Decoding
 
 
 def walk(file: TextIO, limit: int, shown: str, into: Collection[str]) -> Iterator[tuple[str, int, Any] | Drop]:
@@ -18,71 +17,36 @@ def walk(file: TextIO, limit: int, shown: str, into: Collection[str]) -> Iterato
     whole. What is gone through comes once itself, with the value `ENTERED`, before what is in it. A broken element is told and
     the next is read.
     """
-    window = _Window(file)
-    decoding = _Decoding(file, shown)
-    if window.skip(_BLANK):
-        yield from _values(window, decoding, limit, shown, "", into)
-        if window.skip(_BLANK):
-            yield Drop("broken_json", shown, window.line, f"more text behind the end{_UNREAD}")
+    decoding = Decoding(file, shown)
+    stream = JsonStream(file, limit, shown, decoding.lost)
+    opening = stream.skip(BLANK)
+    if opening in ("[", "{"):
+        yield from _within(stream, "", into)
+        if stream.skip(BLANK):
+            yield stream.unread("more text behind the end")
+    elif opening:
+        yield "", stream.line, ENTERED
+        decoding.lost(stream.ahead, stream.line)  # text of another encoding begins with no bracket either
+        yield decoding.lost(stream.ahead.partition("\n")[0], stream.line) or stream.unread("a list or an object is expected")
     decoding.end()
 
 
-def _values(
-    window: _Window, decoding: _Decoding, limit: int, shown: str, path: str, into: Collection[str]
-) -> Iterator[tuple[str, int, Any] | Drop]:
-    opening = window.skip(_BLANK)
-    yield path, window.line, ENTERED
-    closing = {"[": "]", "{": "}"}.get(opening, "")
-    if not closing:
-        decoding.lost(window.text[window.place :], window.line)  # text of another encoding begins with no bracket either
-        line = window.line
-        lost = decoding.lost(window.text[window.place :].partition("\n")[0], line)
-        yield lost or Drop("broken_json", shown, line, f"a list or an object is expected{_UNREAD}")
-        _abandon(window)
-        return
-    window.place += 1
-    begins = ""
-    while (mark := window.skip(_BLANK)) != closing:
-        line, inner = window.line, f"{path}[]"
-        if mark == "":
-            yield Drop("broken_json", shown, line, "the file ends before its list or object does")
-            return
-        if mark == ",":
-            window.place += 1
+def _within(stream: JsonStream, path: str, into: Collection[str]) -> Iterator[tuple[str, int, Any] | Drop]:
+    opening = stream.skip(BLANK)
+    yield path, stream.line, ENTERED
+
+    def inner(key: str) -> str:
+        own = f"{path}.{key}" if path else key
+        return own if opening == "{" else f"{path}[]"
+
+    for item in stream.elements(opening, lambda key: inner(key) in into):
+        if isinstance(item, Drop):
+            yield item
             continue
-        begins = begins or window.begins()
-        try:
-            if opening == "{":
-                key = str(window.value(limit))
-                window.expect(":")
-                inner = f"{path}.{key}" if path else key
-            if inner in into and window.skip(_BLANK) in ("[", "{"):
-                yield from _values(window, decoding, limit, shown, inner, into)
-                continue
-            window.skip(_BLANK)
-            value = window.value(limit)
-        except _TooLong as error:
-            found = window.past_long()
-            yield Drop("line_too_long", shown, line, _short(f"{error}{'' if found else _UNREAD}"))
-        except ValueError as error:
-            found = window.past_broken(limit, f",{closing}{mark}", begins)
-            yield Drop("broken_json", shown, line, _short(f"{error}{'' if found else _UNREAD}"))
-        else:
-            found = True
-            if window.used > limit:
-                yield Drop("line_too_long", shown, line, f"a record of {window.used} characters; the limit is {limit}")
-            elif (lost := decoding.lost(window.text[window.place - window.used : window.place], line)) is not None:
-                yield lost
-            else:
-                yield inner, line, value
-        if not found:
-            _abandon(window)
+        key, line, value = item
+        if value is CLOSED:
             return
-    window.place += 1
-
-
-def _abandon(window: _Window) -> None:
-    """Pass over the rest of the file."""
-    window.text, window.place = "", 0
-    while window.grow():
-        window.text = ""
+        if value is ENTERED:
+            yield from _within(stream, inner(key), into)
+        else:
+            yield inner(key), line, value

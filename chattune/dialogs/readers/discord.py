@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Drop
+from chattune.dialogs.json_stream import ENTERED
 from chattune.dialogs.readers._chat import ChatLog, moment
 from chattune.dialogs.readers._dates import STAMP, Order, order_of
-from chattune.dialogs.readers._json import ENTERED, walk
+from chattune.dialogs.readers._json import walk
 from chattune.dialogs.rows import kind_of
 from chattune.dialogs.sessions import Aside, Event, Note, Room, Said
 from chattune.dialogs.text import lines, reading

@@ -14,8 +14,9 @@ from pydantic import field_validator
 from chattune.core.errors import DataError
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop
-from chattune.dialogs.readers._chat import Spoken, dialog_of, moment, threads_of
+from chattune.dialogs.readers._chat import dialog_of, moment, threads_of
 from chattune.dialogs.readers._html import Page, checked, page_of, parsed, text_of
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.sessions import Said
 
 _HEAD = 2**16
@@ -82,7 +83,7 @@ _LAYOUTS = (
 )  # fmt: skip
 
 
-class ForumHTML(Spoken):
+class ForumHTML(RolesByName):
     """A page of a forum: posts with authors. A thread is a conversation; of a page of answers each answer is one with the
     question.
 

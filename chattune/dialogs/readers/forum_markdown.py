@@ -11,7 +11,8 @@ from pydantic import field_validator
 
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop
-from chattune.dialogs.readers._chat import Spoken, dialog_of, moment, threads_of
+from chattune.dialogs.readers._chat import dialog_of, moment, threads_of
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.sessions import Said
 from chattune.dialogs.text import lines, reading
 
@@ -37,7 +38,7 @@ _FENCE = re.compile(r"\s{0,3}(?:```|~~~)")
 _TITLE = re.compile(r"# +(?P<title>\S.*?)\s*#*$")
 
 
-class ForumMarkdown(Spoken):
+class ForumMarkdown(RolesByName):
     """Posts under headings such as ``## Answer by kim``, ``### kim (2024-03-05)``, ``**kim:** …``, or ``kim | 2024-03-05 … |
     #1``.
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from chattune.core.errors import DataError
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop
-from chattune.dialogs.readers._chat import Spoken, dialog_of
+from chattune.dialogs.readers._chat import dialog_of
 from chattune.dialogs.readers._html import parsed, text_of
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.sessions import Conversation, Said, Survey
 from chattune.dialogs.text import lines, reading
 
@@ -68,7 +69,7 @@ class _Thread:
     size: int = 0
 
 
-class Mbox(Spoken):
+class Mbox(RolesByName):
     """An mbox file (or one message, as .eml): each thread is a conversation, its messages without what they quote.
 
     Helps when: a mailing list, a support mailbox or a mail program's folder is the data.   Hurts when: answers stand between

@@ -18,9 +18,10 @@ from chattune.core.errors import DataError
 from chattune.core.part import setting
 from chattune.core.progress import talk
 from chattune.dialogs.dialog import Dialog, Drop
-from chattune.dialogs.readers._chat import Spoken, dialog_of, moment
+from chattune.dialogs.readers._chat import dialog_of, moment
 from chattune.dialogs.readers._column_names import NAMES, TRUE_IS, WORDS, plain
 from chattune.dialogs.readers._dates import STAMP, Order, order_of
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.rows import ROLE_OF, first_rows, kind_of, records
 from chattune.dialogs.sessions import Conversation, Plan, Said, Survey, conversations
 
@@ -31,7 +32,7 @@ _MEMORY = 2**16  # KiB of rows that are held; the others wait in a temporary fil
 _BATCH = 1000
 
 
-class MessageTable(Spoken):
+class MessageTable(RolesByName):
     """CSV, TSV, JSON, Excel or Parquet with one message a row: conversation, speaker, text and time.
 
     Helps when: chats were exported from a database or a help desk.   Hurts when: a row is a whole conversation, or a question with its
@@ -185,7 +186,7 @@ class _Columns:
         named = (_text(row.get(name)) for name in (self.speaker, self.role) if name is not None)
         return next(filter(None, named), "").strip()
 
-    def role_in(self, row: Mapping[str, Any], reader: Spoken) -> str:
+    def role_in(self, row: Mapping[str, Any], reader: RolesByName) -> str:
         """The role that a row names; empty where it names none."""
         if self.role is None:
             return ""
@@ -221,14 +222,14 @@ def _rank(what: str, name: str, rows: Sequence[Mapping[str, Any]]) -> int | None
     return rank
 
 
-def _speaks_of_roles(rows: Sequence[Mapping[str, Any]], name: str, reader: Spoken) -> bool:
+def _speaks_of_roles(rows: Sequence[Mapping[str, Any]], name: str, reader: RolesByName) -> bool:
     """Whether nearly every row of a column names a role, and more than one is named."""
     roles = [_role((_text(row.get(name)) or "").strip().lower(), reader) for row in rows]
     return sum(role is not None for role in roles) >= 0.9 * len(rows) and {"user", "assistant"} <= {*roles}
 
 
-def _role(value: str, reader: Spoken) -> str | None:
-    return ROLE_OF.get(value) or reader.names().role(value) or WORDS.get(value)
+def _role(value: str, reader: RolesByName) -> str | None:
+    return reader.names().role(value) or ROLE_OF.get(value) or WORDS.get(value)
 
 
 def _all(rows: Sequence[Mapping[str, Any]], name: str, allowed: Sequence[str]) -> bool:

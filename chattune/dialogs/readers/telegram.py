@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from chattune.dialogs.dialog import Drop
+from chattune.dialogs.json_stream import ENTERED
 from chattune.dialogs.readers._chat import ChatLog, clock, moment
 from chattune.dialogs.readers._html import Page, page_of, text_of
-from chattune.dialogs.readers._json import ENTERED, walk
+from chattune.dialogs.readers._json import walk
 from chattune.dialogs.rows import kind_of
 from chattune.dialogs.sessions import Aside, Event, Room, Said
 from chattune.dialogs.text import reading

@@ -11,9 +11,11 @@ from typing import Any
 
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop
-from chattune.dialogs.readers._chat import Spoken, dialog_of, moment
+from chattune.dialogs.json_stream import ENTERED
+from chattune.dialogs.readers._chat import dialog_of, moment
 from chattune.dialogs.readers._html import parsed, text_of
-from chattune.dialogs.readers._json import ENTERED, walk
+from chattune.dialogs.readers._json import walk
+from chattune.dialogs.readers._roles import RolesByName
 from chattune.dialogs.rows import Unusable, first_rows, kind_of
 from chattune.dialogs.sessions import Conversation, Plan, Said
 from chattune.dialogs.text import json_records, reading
@@ -26,7 +28,7 @@ _HEAD = 2**16
 _Users = Mapping[str, tuple[str, str]]  # by their ids: names and roles
 
 
-class Tickets(Spoken):
+class Tickets(RolesByName):
     """Tickets with their comments as JSON: one list, JSON Lines, or ``{"tickets": […], "users": […]}``.
 
     Helps when: the data are the requests and answers of a help desk such as Zendesk, Freshdesk or Intercom.   Hurts when: users

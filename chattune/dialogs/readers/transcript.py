@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
-
-from pydantic import model_validator
 
 from chattune.core.part import setting
 from chattune.dialogs.dialog import Dialog, Drop, Message
-from chattune.dialogs.readers import Reader
+from chattune.dialogs.readers._roles import ASSISTANTS, RolesByName
 from chattune.dialogs.text import lines, reading
 
 _STAMP = r"(?:[\[(]?\d[\d./:\- ,TZ]{3,28}(?:[AaPp]\.?[Mm]\.?)?[\])]?\s*(?:-\s)?)?"
 _TURN = re.compile(rf"^\s*{_STAMP}<?(?P<name>[^\W\d_][^:：<>|{{}}\[\]\"]{{0,39}}?)>?\s*[:：](?!//)\s*(?P<text>.*)$")
 _BREAK = re.compile(r"^\s*(?:-{3,}|={3,}|\*{3,}|#{3,})?\s*$")
-ASSISTANTS = (
-    "assistant", "agent", "bot", "chatbot", "support", "advisor", "operator", "ai", "gpt", "chatgpt", "model", "helpdesk", "consultant",
-    "客服", "助手", "助理", "机器人", "坐席", "顾问",
-)  # fmt: skip
-USERS = ("user", "human", "customer", "client", "caller", "visitor", "me", "用户", "客户", "顾客", "访客", "我")
-SYSTEMS = ("system", "系统")
-_LISTS = {"user": USERS, "assistant": ASSISTANTS, "system": SYSTEMS}
 
 
-class Transcript(Reader):
+class Transcript(RolesByName):
     """Lines ``Name: text``; a blank line or ``---`` ends a conversation, a line without a name goes on with the turn before it.
 
     Helps when: chats were copied out of a window or a document.   Hurts when: turns contain blank lines, or lines like ``Note: …``.
@@ -36,17 +25,6 @@ class Transcript(Reader):
     """
 
     assistant: tuple[str, ...] = setting(ASSISTANTS, "names that speak for the assistant; without one, the second to speak does")
-    user: tuple[str, ...] = setting(USERS, "names that speak for the user")
-    system: tuple[str, ...] = setting(SYSTEMS, "names whose lines are instructions")
-
-    @model_validator(mode="after")
-    def _one_role_each(self) -> Self:
-        # Only names that were set are compared: setting one that another list has by default is how it gets another role.
-        own = {role: {name.lower() for name in getattr(self, role)} for role in _LISTS if self._is_set(role)}
-        for first, second in itertools.combinations(own, 2):
-            if both := own[first] & own[second]:
-                raise ValueError(f"'{min(both)}' is named as {first} and as {second}: should have one role")
-        return self
 
     def read(self, path: Path) -> Iterator[Dialog | Drop]:
         turns: list[tuple[str, str]] = []
@@ -94,15 +72,10 @@ class Transcript(Reader):
         messages = tuple(Message(roles[name], text) for name, text in turns)
         return Dialog(f"{path.name}#{number}", messages, "transcript", str(path), line)
 
-    def _is_set(self, role: str) -> bool:
-        return bool(getattr(self, role) != _LISTS[role])
-
     def _roles(self, names: list[str]) -> dict[str, str]:
         """A role for each speaker: by name where the name says it; else the second to speak is the assistant, the others users."""
-        ranked = sorted(_LISTS, key=self._is_set)  # what was set stands over a default
-        named = {known.lower(): role for role in ranked for known in getattr(self, role)}
-        speakers = list(dict.fromkeys(names))
-        roles = {name: named[name.lower()] for name in speakers if name.lower() in named}
+        speakers, known = list(dict.fromkeys(names)), self.names()
+        roles = {name: role for name in speakers if (role := known.role(name))}
         unknown = [name for name in speakers if name not in roles]
         if "assistant" not in roles.values() and unknown:
             # Beside a known user the first stranger answers; among strangers the first one asks.
