@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def main() -> None:
     found = {
         "clean": str(told.runs["clean"]), "split": str(told.runs["split"]), "numbers": [number for number, _, _ in seen],
         "nodes": len({node for _, node, _ in seen}), "processes": len({process for *_, process in seen} - {os.getpid()}),
-        "left": left, "error": error,
+        "left": left, "error": error, "threads": [thread.name for thread in threading.enumerate()],
     }  # fmt: skip
     ray.shutdown()
     cluster.shutdown()

@@ -89,6 +89,7 @@ def test_two_nodes_of_a_ray_cluster_give_the_same_bytes(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["numbers"] == list(range(64)) and found["nodes"] == 2 and found["processes"] == 2
     assert found["error"] == ["cannot be used.", "f.txt:3"] and not found["left"]
+    assert "data-usage-metrics-poller" not in found["threads"], "asking a cluster that is shut down it would end the process"
     for stage in ("clean", "split"):
         mine, theirs = alone.runs[stage], Path(found[stage])
         names = sorted(json.loads((mine / "manifest.json").read_text())["outputs"])

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +24,9 @@ Result = TypeVar("Result")
 Kind = Literal["inline", "processes", "ray"]
 _BLOCKS = 1024  # of pieces that are handed to Ray as one task, at the most
 _EXTRA = "pip install 'chattune[cluster]'"
+# Ray reports its use to its makers unless told not to. Besides, Ray Data gathers figures for that in a thread that never ends, and that
+# ends the whole process, with status 1, when it asks a cluster that was shut down.
+_UNASKED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def _on_ray(work: Callable[[Any], Any], pieces: Sequence[Any], count: int | None
     runs on this machine; where there is none, one of this machine alone is started for the work.
     """
     require_ray(f"{section}.executor")
+    for name, value in _UNASKED.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray.exceptions import RayError, RayTaskError
 
